@@ -1,0 +1,1 @@
+"""Measures a key broker over the network: `python -m benchmarks --help`."""

@@ -77,6 +77,18 @@ class KeyValueStore(Protocol):
         ...
 
 
+class ComparingStore(KeyValueStore, Protocol):
+    """A namespace that can also compare and set in one step; all back ends here can."""
+
+    async def replace(self, key: str, value: bytes, *, expected: bytes) -> bool:
+        """Write the value where exactly ``expected`` is stored; return whether it was.
+
+        So that a value can be read, changed and written back without undoing what another writer
+        did in between.
+        """
+        ...
+
+
 class StorageProvider(Protocol):
     """Hands out namespaces."""
 

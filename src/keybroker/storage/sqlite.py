@@ -1,0 +1,282 @@
+"""Values in one SQLite file, shared by all workers of a machine: the embedded default.
+
+Reads run on the calling thread: a ``SELECT`` by primary key from a database in WAL mode costs
+about 4 µs and never waits for a writer, where handing it to another thread costs about 80 µs.
+Listings, whose cost grows with the namespace, run in a thread. Writes go through one thread a
+process (:mod:`keybroker.storage.group_commit`).
+
+Every row and every namespace carries a revision from a counter that the same transaction raises
+and that never goes back, so one ``SELECT`` tells any process whether its copy is current.
+
+The file must be on a local disk: WAL needs shared memory, which network file systems lack.
+"""
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from keybroker.model.errors import StorageError
+from keybroker.storage.group_commit import GroupCommit
+from keybroker.storage.interface import check_key
+
+#: How long to wait for a writer of another process.
+_WRITE_BUSY_MS = 10_000
+
+#: How long a read may wait; it only ever does while a crashed database is being recovered.
+_READ_BUSY_MS = 2_000
+
+#: "kbrk" in ASCII; tells the file from another program's (SQLite's ``application_id``).
+_APPLICATION_ID = 0x6B62726B
+
+#: Version of the tables below.
+_SCHEMA_VERSION = 1
+
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS entries (
+        namespace TEXT NOT NULL,
+        key       TEXT NOT NULL,
+        value     BLOB NOT NULL,
+        revision  INTEGER NOT NULL,
+        PRIMARY KEY (namespace, key)
+    )""",
+    """CREATE TABLE IF NOT EXISTS namespaces (
+        namespace TEXT PRIMARY KEY,
+        revision  INTEGER NOT NULL
+    )""",
+)
+
+_EXPLANATIONS = {
+    "SQLITE_FULL": "the disk is full",
+    "SQLITE_READONLY": "the file or its directory is read-only",
+    "SQLITE_CANTOPEN": "the file cannot be opened or made",
+    "SQLITE_BUSY": "another process holds the database for too long",
+    "SQLITE_CORRUPT": "the file is damaged",
+    "SQLITE_NOTADB": "the file is not a SQLite database",
+    "SQLITE_IOERR": "the disk failed or is full",
+}
+
+
+class SqliteDatabase:
+    """One database file: a connection to read, one to list, and a thread to write."""
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        """Open the file, made with mode 0600 if it is new. Blocks; call it in a thread.
+
+        Args:
+            path: the database file; its directory is made with mode 0700 if it is missing.
+            durable: flush the disk at every commit. False survives the death of processes but
+                may lose the last writes when the machine loses power.
+
+        Raises:
+            StorageError: the file cannot be opened, made or written, or is none of ours.
+        """
+        self._path = path
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise StorageError(f"{path} cannot be opened for writing: {error.strerror}") from error
+        try:
+            writer = self._connect(_WRITE_BUSY_MS)
+            self._prepare(writer, durable)
+            self._reader = self._connect(_READ_BUSY_MS)
+            self._lister = self._connect(_READ_BUSY_MS)
+        except sqlite3.Error as error:
+            raise self.explain(error) from error
+        self._listing = asyncio.Lock()
+        self._writer = GroupCommit(writer, self.explain)
+
+    def _connect(self, busy_ms: int) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path,
+            timeout=busy_ms / 1000,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA trusted_schema = OFF")
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection, durable: bool) -> None:
+        _switch_to_wal(connection)
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        connection.execute("BEGIN IMMEDIATE")
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and application != _APPLICATION_ID:
+            raise StorageError(f"{self._path} is a database of another program")
+        if tables and version != _SCHEMA_VERSION:
+            raise StorageError(
+                f"{self._path} has tables of version {version}; this is {_SCHEMA_VERSION}"
+            )
+        if not tables:
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+
+    def explain(self, error: sqlite3.Error) -> StorageError:
+        """Say what an error of the database means for the administrator."""
+        name = getattr(error, "sqlite_errorname", "")
+        known = next((text for code, text in _EXPLANATIONS.items() if name.startswith(code)), "")
+        return StorageError(f"{self._path}: {known or 'the database failed'} ({name}: {error})")
+
+    def select(self, statement: str, *parameters: object) -> tuple[object, ...] | None:
+        """Return one row, on the calling thread, which must always be the same.
+
+        Raises:
+            StorageError: the database failed.
+        """
+        try:
+            row: tuple[object, ...] | None = self._reader.execute(statement, parameters).fetchone()
+        except sqlite3.Error as error:
+            raise self.explain(error) from error
+        return row
+
+    async def select_all(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
+        """Return all rows as of one moment.
+
+        Raises:
+            StorageError: the database failed.
+        """
+
+        def select() -> list[tuple[object, ...]]:
+            try:
+                return self._lister.execute(statement, parameters).fetchall()
+            except sqlite3.Error as error:
+                raise self.explain(error) from error
+
+        async with self._listing:
+            return await asyncio.to_thread(select)
+
+    @property
+    def writer(self) -> GroupCommit:
+        """The thread that writes."""
+        return self._writer
+
+    def close(self) -> None:
+        """Finish the writes that wait and close. Blocks; call it in a thread."""
+        self._writer.close()
+        self._reader.close()
+        self._lister.close()
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL; SQLite does not wait by itself where other workers are starting as well."""
+    deadline = time.monotonic() + _WRITE_BUSY_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            busy = getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+class SqliteStore:
+    """One namespace of a database."""
+
+    def __init__(self, database: SqliteDatabase, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+
+    async def get(self, key: str) -> bytes | None:
+        row = self._database.select(
+            "SELECT value FROM entries WHERE namespace = ? AND key = ?",
+            self._namespace,
+            check_key(key),
+        )
+        return None if row is None else row[0]  # type: ignore[return-value] # a BLOB column
+
+    async def version(self, key: str) -> object | None:
+        row = self._database.select(
+            "SELECT revision FROM entries WHERE namespace = ? AND key = ?",
+            self._namespace,
+            check_key(key),
+        )
+        return None if row is None else row[0]
+
+    async def set(self, key: str, value: bytes, *, overwrite: bool = True) -> bool:
+        check_key(key)
+
+        def write(connection: sqlite3.Connection) -> bool:
+            if not overwrite and self._stored(connection, key) is not None:
+                return False
+            self._put(connection, key, value)
+            return True
+
+        return await self._database.writer.write(write)
+
+    async def replace(self, key: str, value: bytes, *, expected: bytes) -> bool:
+        check_key(key)
+
+        def write(connection: sqlite3.Connection) -> bool:
+            if self._stored(connection, key) != expected:
+                return False
+            self._put(connection, key, value)
+            return True
+
+        return await self._database.writer.write(write)
+
+    async def delete(self, key: str) -> bool:
+        check_key(key)
+
+        def write(connection: sqlite3.Connection) -> bool:
+            deleted = connection.execute(
+                "DELETE FROM entries WHERE namespace = ? AND key = ?", (self._namespace, key)
+            ).rowcount
+            if deleted:
+                self._next_revision(connection)
+            return bool(deleted)
+
+        return await self._database.writer.write(write)
+
+    async def keys(self) -> list[str]:
+        rows = await self._database.select_all(
+            "SELECT key FROM entries WHERE namespace = ? ORDER BY key", self._namespace
+        )
+        return [str(key) for (key,) in rows]
+
+    async def items(self) -> Mapping[str, bytes]:
+        rows = await self._database.select_all(
+            "SELECT key, value FROM entries WHERE namespace = ? ORDER BY key", self._namespace
+        )
+        return dict(rows)  # type: ignore[arg-type] # a TEXT and a BLOB column
+
+    async def revision(self) -> object:
+        row = self._database.select(
+            "SELECT revision FROM namespaces WHERE namespace = ?", self._namespace
+        )
+        return 0 if row is None else row[0]
+
+    def _stored(self, connection: sqlite3.Connection, key: str) -> bytes | None:
+        row = connection.execute(
+            "SELECT value FROM entries WHERE namespace = ? AND key = ?", (self._namespace, key)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def _put(self, connection: sqlite3.Connection, key: str, value: bytes) -> None:
+        connection.execute(
+            "INSERT INTO entries (namespace, key, value, revision) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (namespace, key)"
+            " DO UPDATE SET value = excluded.value, revision = excluded.revision",
+            (self._namespace, key, value, self._next_revision(connection)),
+        )
+
+    def _next_revision(self, connection: sqlite3.Connection) -> int:
+        connection.execute(
+            "INSERT INTO namespaces (namespace, revision) VALUES (?, 1)"
+            " ON CONFLICT (namespace) DO UPDATE SET revision = revision + 1",
+            (self._namespace,),
+        )
+        (revision,) = connection.execute(
+            "SELECT revision FROM namespaces WHERE namespace = ?", (self._namespace,)
+        ).fetchone()
+        return int(revision)

@@ -69,8 +69,8 @@ class AdminClient:
         """
         self._transport.run(self._administration.set_resource_policy(policy))
 
-    def get_resource_policy(self) -> Any:
-        """Return what the broker says of its resource policy."""
+    def get_resource_policy(self) -> str:
+        """Return the text of the policy that decides on every release."""
         return self._transport.run(self._administration.get_resource_policy())
 
     def set_attestation_policy(
@@ -155,8 +155,8 @@ class AsyncAdminClient:
         """Set the policy that decides on every release."""
         await self._transport.run(self._administration.set_resource_policy(policy))
 
-    async def get_resource_policy(self) -> Any:
-        """Return what the broker says of its resource policy."""
+    async def get_resource_policy(self) -> str:
+        """Return the text of the policy that decides on every release."""
         return await self._transport.run(self._administration.get_resource_policy())
 
     async def set_attestation_policy(

@@ -21,6 +21,9 @@ from keybroker.client.exchange import (
 from keybroker.client.explanation import Explanation, read_explanation
 from keybroker.client.resource_uri import check_segment, parse_resource_uri
 
+#: Name under which brokers keep the policy that decides on releases.
+_RESOURCE_POLICY_ID = "resource-policy"
+
 #: Version and type of a message that the RVPS takes without a signature.
 _MESSAGE_VERSION = "0.1.0"
 _SAMPLE_EXTRACTOR = "sample"
@@ -57,9 +60,9 @@ class Administration:
         body = {"policy": _encode_policy(policy)}
         yield from self._call("POST", "resource-policy", _json(body), JSON_TYPE)
 
-    def get_resource_policy(self) -> Operation[Any]:
-        answer = yield from self._call("GET", "resource-policy")
-        return parse_answer(answer, "the resource policy")
+    def get_resource_policy(self) -> Operation[str]:
+        answer = yield from self._call("GET", f"resource-policy/{_RESOURCE_POLICY_ID}")
+        return parse_text(answer, "the policy")
 
     def set_attestation_policy(
         self, policy_id: str, policy: str, policy_type: str

@@ -7,37 +7,62 @@ import msgspec
 
 from keybroker.config.section import Section
 
-DEFAULT_KDS_URL = "https://kdsintf.amd.com"
-DEFAULT_KDS_STORE = "/opt/confidential-containers/attestation-service/kds-store"
+#: Where Trustee's offline store of VCEKs lies unless a path is given.
+DEFAULT_OFFLINE_STORE = "/opt/confidential-containers/attestation-service/kds-store"
+
+#: AMD's key distribution service.
+DEFAULT_KDS = "https://kdsintf.amd.com"
 
 
-class KdsSourceConfig(Section, kw_only=True, frozen=True, tag_field="type", tag="KDS"):
-    """AMD's Key Distribution Service, or a proxy of it."""
+class OfflineStore(Section, kw_only=True, frozen=True, tag_field="type", tag="OfflineStore"):
+    """VCEKs in files, in Trustee's layout: ``<path>/vcek/<hardware id>/[<TCB>_]vcek.der``.
 
-    base_url: str = DEFAULT_KDS_URL
+    Attributes:
+        path: the folder above ``vcek``; None: :data:`DEFAULT_OFFLINE_STORE`.
+    """
 
-
-class OfflineStoreSourceConfig(
-    Section, kw_only=True, frozen=True, tag_field="type", tag="OfflineStore"
-):
-    """A folder of certificates in Trustee's layout."""
-
-    path: str = DEFAULT_KDS_STORE
+    path: str | None = None
 
 
-VcekSourceConfig: TypeAlias = KdsSourceConfig | OfflineStoreSourceConfig
+class Kds(Section, kw_only=True, frozen=True, tag_field="type", tag="KDS"):
+    """VCEKs from AMD's key distribution service, or from a mirror with the same paths.
+
+    Attributes:
+        base_url: scheme and host, with a path if need be; None: :data:`DEFAULT_KDS`.
+    """
+
+    base_url: str | None = None
+
+
+VcekSource: TypeAlias = OfflineStore | Kds
 
 
 class SnpVerifierConfig(Section, kw_only=True, frozen=True):
     """AMD SEV-SNP.
 
     Attributes:
-        vcek_sources: where VCEKs are looked for, in this order.
-        extra_trusted_roots: PEM or DER files of ARKs that are trusted beside AMD's own.
+        vcek_sources: where a VCEK is looked for, in this order, when the evidence brings none.
+        extra_trusted_roots: files (PEM or DER) with an ARK that is trusted besides AMD's, and if
+            wanted its ASK and ASVK: for software TEEs and for processors newer than this release.
+            Each is reported in the log at start. The common name of the ARK (``ARK-Milan``,
+            ``ARK-Genoa``, ``ARK-Turin``) says for which processors it may vouch.
+        kds_timeout_seconds: for one whole request to the key distribution service.
     """
 
-    vcek_sources: tuple[VcekSourceConfig, ...] = (KdsSourceConfig(),)
+    vcek_sources: tuple[VcekSource, ...] = (Kds(),)
     extra_trusted_roots: tuple[str, ...] = ()
+    kds_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=120)] = 10.0
+
+
+class SampleVerifierConfig(Section, kw_only=True, frozen=True):
+    """Sample evidence, which proves nothing and is for trying things out.
+
+    Attributes:
+        enabled: whether ``sample`` and ``sampledevice`` evidence is taken at all. It is by default,
+            as elsewhere: the default resource policy refuses what it attests.
+    """
+
+    enabled: bool = True
 
 
 class TcbUpdateType(StrEnum):
@@ -104,6 +129,7 @@ class VerifierConfig(Section, kw_only=True, frozen=True):
     """One table a verifier; an absent table means its defaults."""
 
     snp_verifier: SnpVerifierConfig = SnpVerifierConfig()
+    sample_verifier: SampleVerifierConfig = SampleVerifierConfig()
     dcap_verifier: DcapVerifierConfig = DcapVerifierConfig()
     tpm_verifier: TpmVerifierConfig = TpmVerifierConfig()
     nvidia_verifier: NvidiaVerifierConfig = LocalNvidiaConfig()

@@ -7,41 +7,32 @@ import msgspec
 
 from keybroker.config.section import Section
 
-#: Where Trustee's offline store of VCEKs lies unless a path is given.
-DEFAULT_OFFLINE_STORE = "/opt/confidential-containers/attestation-service/kds-store"
-
-#: AMD's key distribution service.
-DEFAULT_KDS = "https://kdsintf.amd.com"
+DEFAULT_KDS_URL = "https://kdsintf.amd.com"
+DEFAULT_KDS_STORE = "/opt/confidential-containers/attestation-service/kds-store"
 
 
-class OfflineStore(Section, kw_only=True, frozen=True, tag_field="type", tag="OfflineStore"):
-    """VCEKs in files, in Trustee's layout: ``<path>/vcek/<hardware id>/[<TCB>_]vcek.der``.
+class KdsSourceConfig(Section, kw_only=True, frozen=True, tag_field="type", tag="KDS"):
+    """AMD's Key Distribution Service, or a proxy of it."""
 
-    Attributes:
-        path: the folder above ``vcek``; None: :data:`DEFAULT_OFFLINE_STORE`.
-    """
-
-    path: str | None = None
+    base_url: str = DEFAULT_KDS_URL
 
 
-class Kds(Section, kw_only=True, frozen=True, tag_field="type", tag="KDS"):
-    """VCEKs from AMD's key distribution service, or from a mirror with the same paths.
+class OfflineStoreSourceConfig(
+    Section, kw_only=True, frozen=True, tag_field="type", tag="OfflineStore"
+):
+    """A folder of certificates in Trustee's layout."""
 
-    Attributes:
-        base_url: scheme and host, with a path if need be; None: :data:`DEFAULT_KDS`.
-    """
-
-    base_url: str | None = None
+    path: str = DEFAULT_KDS_STORE
 
 
-VcekSource: TypeAlias = OfflineStore | Kds
+VcekSourceConfig: TypeAlias = KdsSourceConfig | OfflineStoreSourceConfig
 
 
 class SnpVerifierConfig(Section, kw_only=True, frozen=True):
     """AMD SEV-SNP.
 
     Attributes:
-        vcek_sources: where a VCEK is looked for, in this order, when the evidence brings none.
+        vcek_sources: where VCEKs are looked for, in this order.
         extra_trusted_roots: files (PEM or DER) with an ARK that is trusted besides AMD's, and if
             wanted its ASK and ASVK: for software TEEs and for processors newer than this release.
             Each is reported in the log at start. The common name of the ARK (``ARK-Milan``,
@@ -49,7 +40,7 @@ class SnpVerifierConfig(Section, kw_only=True, frozen=True):
         kds_timeout_seconds: for one whole request to the key distribution service.
     """
 
-    vcek_sources: tuple[VcekSource, ...] = (Kds(),)
+    vcek_sources: tuple[VcekSourceConfig, ...] = (KdsSourceConfig(),)
     extra_trusted_roots: tuple[str, ...] = ()
     kds_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=120)] = 10.0
 

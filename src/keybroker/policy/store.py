@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,6 +47,7 @@ class PolicyStore:
         entrypoints: what will be asked of every policy in it, as ``policy/<rule>``.
         builtins: policies that ship with the broker, by id. They need no trial, and
             :meth:`seed` writes them where nothing is.
+        known: texts of further policies that ship with the broker and need no trial.
         verdicts: namespace that remembers which policies passed their trial
             (:data:`VERDICT_NAMESPACE`); without it each process tries a stored policy once.
     """
@@ -57,13 +58,16 @@ class PolicyStore:
         *,
         entrypoints: Sequence[str],
         builtins: Mapping[str, str] | None = None,
+        known: Iterable[str] = (),
         verdicts: KeyValueStore | None = None,
     ) -> None:
         self._store = store
         self._entrypoints = tuple(entrypoints)
         self._builtins = dict(builtins or {})
         self._verdicts = verdicts
-        self._passed = {trial_id(source, entrypoints) for source in self._builtins.values()}
+        self._passed = {
+            trial_id(source, entrypoints) for source in (*self._builtins.values(), *known)
+        }
         self._held: dict[str, _Held] = {}
         self._compiling: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 import httpx
 
 from keybroker import workbench
-from keybroker.config.verifiers import DEFAULT_KDS, DEFAULT_OFFLINE_STORE, Kds, SnpVerifierConfig
+from keybroker.config.verifiers import KdsSourceConfig, SnpVerifierConfig
 from keybroker.model.errors import EvidenceError, StorageError
 from keybroker.storage.interface import KeyValueStore, StorageProvider
 from keybroker.verifiers.snp_chain import ChainVerifier, EndorsementKey
@@ -383,8 +383,8 @@ class VcekLibrary:
 def make_sources(config: SnpVerifierConfig) -> list[VcekSource]:
     """Make the sources that a configuration names."""
     return [
-        KdsSource(source.base_url or DEFAULT_KDS, config.kds_timeout_seconds)
-        if isinstance(source, Kds)
-        else OfflineStoreSource(Path(source.path or DEFAULT_OFFLINE_STORE))
+        KdsSource(source.base_url, config.kds_timeout_seconds)
+        if isinstance(source, KdsSourceConfig)
+        else OfflineStoreSource(Path(source.path))
         for source in config.vcek_sources
     ]

@@ -1,0 +1,235 @@
+"""JWK sets that an issuer publishes: loaded, kept, refreshed, and never waited for twice.
+
+A set is used as long as it is fresh; then it is still used while it is fetched anew in the
+background. A key that is not in it has the set fetched at once, though not more often than
+:data:`MIN_INTERVAL_SECONDS`, however many tokens ask. When the issuer's server is down, the set
+that is held serves on, up to :data:`STALE_SECONDS` after it was last seen.
+"""
+
+import asyncio
+import logging
+import re
+import ssl
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from keybroker.model.errors import ConfigError, MalformedError
+from keybroker.model.strict_json import parse_json
+from keybroker.tokens.fetch import MAX_DOCUMENT_BYTES, FetchError, fetch
+from keybroker.tokens.jwk import thumbprint
+from keybroker.tokens.jws import VerificationKey, parse_verification_key
+
+logger = logging.getLogger(__name__)
+
+#: How long a set is fresh where its server does not say; and the bounds of what it may say.
+FRESH_SECONDS = 3600.0
+MIN_FRESH_SECONDS = 60.0
+MAX_FRESH_SECONDS = 24 * 3600.0
+
+#: How long after its last fetch a set is used though its server has not answered since. Longer than
+#: an outage, shorter than the time in which a stolen key must have stopped working.
+STALE_SECONDS = 24 * 3600.0
+
+#: Least time between two fetches of one set: tokens with invented key ids cannot make more.
+MIN_INTERVAL_SECONDS = 30.0
+
+#: Most keys in one set; issuers publish two to ten.
+MAX_KEYS = 200
+
+_DISCOVERY_SUFFIX = "/.well-known/openid-configuration"
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class JwkSet:
+    """Keys found by their ``kid`` or by their RFC 7638 thumbprint."""
+
+    def __init__(self, keys: Iterable[tuple[str | None, VerificationKey]]) -> None:
+        self._by_kid: dict[str, tuple[VerificationKey, ...]] = {}
+        self._by_thumbprint: dict[str, VerificationKey] = {}
+        for kid, key in keys:
+            if kid is not None:
+                self._by_kid[kid] = (*self._by_kid.get(kid, ()), key)
+            self._by_thumbprint.setdefault(thumbprint(key.key), key)
+
+    def __len__(self) -> int:
+        return len(self._by_thumbprint)
+
+    def find(self, kid: str | None, print_: str | None = None) -> tuple[VerificationKey, ...]:
+        """Return the keys of that id; else the key of that thumbprint, alone; else nothing."""
+        if kid is not None and kid in self._by_kid:
+            return self._by_kid[kid]
+        key = self._by_thumbprint.get(print_) if print_ is not None else None
+        return () if key is None else (key,)
+
+
+def parse_jwk_set(raw: bytes) -> JwkSet:
+    """Read a JWK set.
+
+    Keys that no accepted algorithm can use (symmetric ones, other curves, encryption keys) are
+    passed over: sets hold keys for many purposes.
+
+    Raises:
+        MalformedError: not a JWK set, or too many keys.
+
+    Specification: RFC 7517, section 5.
+    """
+    value = parse_json(raw)
+    members = value.get("keys") if isinstance(value, dict) else None
+    if not isinstance(members, list):
+        raise MalformedError("not a JWK set")
+    if len(members) > MAX_KEYS:
+        raise MalformedError(f"a JWK set has more than {MAX_KEYS} keys")
+    return JwkSet(_usable(members))
+
+
+def _usable(members: list[Any]) -> Iterable[tuple[str | None, VerificationKey]]:
+    for jwk in members:
+        if not isinstance(jwk, dict):
+            continue
+        try:
+            key = parse_verification_key(jwk)
+        except MalformedError:
+            continue
+        kid = jwk.get("kid")
+        yield (kid if isinstance(kid, str) else None), key
+
+
+def local_path(source: str) -> str | None:
+    """Return the path of a source that is a file, or None where it is ``https://``.
+
+    Raises:
+        ConfigError: another scheme.
+    """
+    if source.lower().startswith("https://"):
+        return None
+    if source.lower().startswith("file://"):
+        return unquote(urlsplit(source).path)
+    if _SCHEME.match(source):
+        raise ConfigError(f"{source}: only https://, file:// and local paths are read")
+    return source
+
+
+class JwkSetSource:
+    """One configured set: an ``https://`` address, a ``file://`` one, or a local path.
+
+    A file is read when this is made, so that a wrong path is found at start.
+
+    Args:
+        source: of a JWK set; or, for ``https://``, of an issuer whose discovery document names it.
+        tls: whom to trust when fetching; None: the authorities of the system.
+
+    Raises:
+        ConfigError: another scheme, or a file that cannot be read or is not a JWK set.
+    """
+
+    def __init__(self, source: str, *, tls: ssl.SSLContext | None = None) -> None:
+        self.source = source
+        self._path = local_path(source)
+        self._tls = tls
+        self._set: JwkSet | None = None
+        self._loaded_at = 0.0
+        self._fresh_until = 0.0
+        self._tried_at = float("-inf")
+        self._loading: asyncio.Task[None] | None = None
+        if self._path is not None:
+            try:
+                self._keep(parse_jwk_set(_read(self._path)), None)
+            except MalformedError as error:
+                raise ConfigError(f"JWK set {source}: {error.diagnostics()}") from None
+
+    async def find(self, kid: str | None, print_: str | None = None) -> Sequence[VerificationKey]:
+        """Return the keys that may have signed a token with this ``kid`` or header key.
+
+        Waits for a fetch only where the set that is held has no such key.
+        """
+        held = self._held()
+        keys = held.find(kid, print_) if held is not None else ()
+        if not keys and self._may_load():
+            await self._load()
+            held = self._held()
+            return held.find(kid, print_) if held is not None else ()
+        if time.monotonic() > self._fresh_until and self._may_load():
+            self._start_loading()
+        return keys
+
+    async def prefetch(self) -> None:
+        """Load a set that is not held yet; a server that does not answer is only logged."""
+        if self._held() is None:
+            await self._load()
+
+    async def close(self) -> None:
+        """Give up a fetch that is under way."""
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+
+    def _held(self) -> JwkSet | None:
+        if self._set is None or time.monotonic() > self._loaded_at + STALE_SECONDS:
+            return None
+        return self._set
+
+    def _may_load(self) -> bool:
+        # A fetch under way may always be joined.
+        return (
+            self._loading is not None or time.monotonic() >= self._tried_at + MIN_INTERVAL_SECONDS
+        )
+
+    async def _load(self) -> None:
+        # Shielded: one impatient client must not cancel the fetch that others wait for.
+        await asyncio.shield(self._start_loading())
+
+    def _start_loading(self) -> "asyncio.Task[None]":
+        if self._loading is None:
+            self._tried_at = time.monotonic()
+            self._loading = asyncio.get_running_loop().create_task(self._refresh())
+        return self._loading
+
+    async def _refresh(self) -> None:
+        try:
+            if self._path is not None:
+                raw = await asyncio.to_thread(_read, self._path)
+                self._keep(parse_jwk_set(raw), None)
+            else:
+                self._keep(*await self._fetch())
+        except (FetchError, MalformedError, ConfigError) as error:
+            logger.warning("JWK set %s was not loaded: %s", self.source, error.diagnostics())
+        finally:
+            self._loading = None
+
+    async def _fetch(self) -> tuple[JwkSet, int | None]:
+        try:
+            document = await fetch(self.source, tls=self._tls)
+            keys = parse_jwk_set(document.body)
+            if len(keys):
+                return keys, document.max_age
+        except (FetchError, MalformedError) as error:
+            logger.debug("%s is not a JWK set itself: %s", self.source, error.diagnostics())
+        # OpenID Connect Discovery 1.0, section 4.
+        address = self.source.rstrip("/") + _DISCOVERY_SUFFIX
+        discovery = parse_json((await fetch(address, tls=self._tls)).body)
+        target = discovery.get("jwks_uri") if isinstance(discovery, dict) else None
+        if not isinstance(target, str):
+            raise MalformedError("the discovery document names no jwks_uri")
+        document = await fetch(target, tls=self._tls)
+        return parse_jwk_set(document.body), document.max_age
+
+    def _keep(self, keys: JwkSet, max_age: int | None) -> None:
+        fresh = FRESH_SECONDS if max_age is None else float(max_age)
+        self._set = keys
+        self._loaded_at = time.monotonic()
+        self._fresh_until = self._loaded_at + min(max(fresh, MIN_FRESH_SECONDS), MAX_FRESH_SECONDS)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(MAX_DOCUMENT_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if len(raw) > MAX_DOCUMENT_BYTES:
+        raise ConfigError(f"{path}: too large")
+    return raw

@@ -34,6 +34,15 @@ def check_key(key: str) -> str:
     return key
 
 
+def is_key(text: str) -> bool:
+    """Whether the text may be used as a key."""
+    try:
+        check_key(text)
+    except MalformedError:
+        return False
+    return True
+
+
 class KeyValueStore(Protocol):
     """One namespace."""
 

@@ -14,6 +14,8 @@ from keybroker.storage.interface import (
     StorageProvider,
     check_namespace,
 )
+from keybroker.storage.local_fs import LocalFsStore
+from keybroker.storage.local_json import LocalJsonStore
 from keybroker.storage.memory import MemoryStore
 from keybroker.storage.sqlite import SqliteDatabase, SqliteStore
 
@@ -141,9 +143,11 @@ class _Storage:
             if path not in self._databases:
                 self._databases[path] = SqliteDatabase(path, durable=not short_lived)
             return SqliteStore(self._databases[path], name)
-        if type_ is StorageType.MEMORY:
-            return MemoryStore()
-        raise ConfigError(f"storage_type {type_.value!r} is not in this build")
+        if type_ is StorageType.LOCAL_FS and backends.local_fs is not None:
+            return LocalFsStore(Path(backends.local_fs.dir_path), name)
+        if type_ is StorageType.LOCAL_JSON and backends.local_json is not None:
+            return LocalJsonStore(Path(backends.local_json.file_dir_path), name)
+        return MemoryStore()
 
     async def close(self) -> None:
         databases = list(self._databases.values())

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from keybroker.model.errors import StorageError
+from keybroker.storage.durable_file import make_directories
 from keybroker.storage.group_commit import GroupCommit
 from keybroker.storage.interface import check_key
 
@@ -75,7 +76,7 @@ class SqliteDatabase:
         """
         self._path = path
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(path.parent)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise StorageError(f"{path} cannot be opened for writing: {error.strerror}") from error

@@ -15,8 +15,9 @@ from joserfc.jws import JWSRegistry
 from token_pki import Signer, certify, claims, pem, private_pem, write
 
 from keybroker.model.errors import ConfigError, StorageError
+from keybroker.storage.memory import MemoryStore
 from keybroker.tokens.jwk import thumbprint
-from keybroker.tokens.signer import STORAGE_KEY, TokenSigner, open_signer
+from keybroker.tokens.signer import STORAGE_KEY, TokenSigner
 
 
 class Store:
@@ -96,7 +97,7 @@ async def test_a_configured_chain_goes_into_every_token(tmp_path: Path):
         write(tmp_path / "chain.pem", pem(leaf, root)),
         "https://keys.example/chain.pem",
     )
-    signer = await open_signer(config, None)
+    signer = await TokenSigner.create(config, None)
     (jwk,) = signer.jwks()["keys"]
     assert [base64.b64decode(entry) for entry in jwk["x5c"]] == [
         leaf.certificate.public_bytes(Encoding.DER),
@@ -111,7 +112,7 @@ async def test_a_chain_of_another_key_is_a_configuration_error(tmp_path: Path):
         write(tmp_path / "chain.pem", pem(certify("leaf"))),
     )
     with pytest.raises(ConfigError, match="not that of its key"):
-        await open_signer(config, None)
+        await TokenSigner.create(config, None)
 
 
 async def test_an_unreachable_cert_url_does_not_keep_the_broker_from_starting(
@@ -121,7 +122,7 @@ async def test_an_unreachable_cert_url_does_not_keep_the_broker_from_starting(
         write(tmp_path / "key.pem", private_pem(ec.generate_private_key(ec.SECP256R1()))),
         cert_url="https://127.0.0.1:1/chain.pem",
     )
-    signer = await open_signer(config, None)
+    signer = await TokenSigner.create(config, None)
     assert signer.jwks()["keys"][0]["x5u"] == "https://127.0.0.1:1/chain.pem"
     assert "cert_url gives no chain" in caplog.text
 
@@ -141,38 +142,38 @@ async def test_a_key_that_cannot_sign_tokens_is_a_configuration_error(
     tmp_path: Path, content: bytes
 ):
     with pytest.raises(ConfigError):
-        await open_signer(Signer(write(tmp_path / "key.pem", content)), None)
+        await TokenSigner.create(Signer(write(tmp_path / "key.pem", content)), None)
 
 
 async def test_a_missing_key_file_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"absent\.pem"):
-        await open_signer(Signer(str(tmp_path / "absent.pem")), None)
+        await TokenSigner.create(Signer(str(tmp_path / "absent.pem")), None)
 
 
 async def test_workers_that_start_together_share_one_key():
     store = Store()
-    signers = await asyncio.gather(*(open_signer(None, store) for _ in range(20)))
+    signers = await asyncio.gather(*(TokenSigner.create(None, store) for _ in range(20)))
     assert len({signer.kid for signer in signers}) == 1
-    assert (await open_signer(None, store)).header_segment == signers[0].header_segment
+    assert (await TokenSigner.create(None, store)).header_segment == signers[0].header_segment
 
 
 async def test_a_damaged_kept_key_is_not_replaced():
     store = Store()
     await store.set(STORAGE_KEY, b"damaged")
     with pytest.raises(StorageError):
-        await open_signer(None, store)
+        await TokenSigner.create(None, store)
     assert store.values[STORAGE_KEY] == b"damaged"
 
 
-@pytest.mark.parametrize(("store", "durable"), [(None, True), (Store(), False)])
+@pytest.mark.parametrize("store", [None, MemoryStore()])
 async def test_an_ephemeral_key_is_warned_of(
-    caplog: pytest.LogCaptureFixture, store: Store | None, durable: bool
+    caplog: pytest.LogCaptureFixture, store: MemoryStore | None
 ):
     with caplog.at_level(logging.WARNING):
-        signer = await open_signer(None, store, durable=durable)
+        signer = await TokenSigner.create(None, store)
     assert signer.algorithm == "ES256"
     assert "ephemeral" in caplog.text
-    assert store is None or not store.values
+    assert store is None or not await store.keys()
 
 
 def test_nothing_shows_the_private_key():

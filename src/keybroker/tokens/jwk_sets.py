@@ -156,10 +156,10 @@ class JwkSetSource:
             self._start_loading()
         return keys
 
-    async def prefetch(self) -> None:
-        """Load a set that is not held yet; a server that does not answer is only logged."""
+    def prefetch(self) -> None:
+        """Begin to load a set that is not held; a server that does not answer is only logged."""
         if self._held() is None:
-            await self._load()
+            self._start_loading()
 
     async def close(self) -> None:
         """Give up a fetch that is under way."""

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from keybroker.model.errors import ConfigError, MalformedError, StorageError
 from keybroker.storage.interface import KeyValueStore
+from keybroker.storage.memory import MemoryStore
 from keybroker.tokens import base64url
 from keybroker.tokens.algorithms import PrivateKey, default_algorithm
 from keybroker.tokens.fetch import FetchError, fetch
@@ -102,6 +103,31 @@ class TokenSigner:
         self.header_segment = segment.decode("ascii")
         self._prefix = segment + b"."
 
+    @classmethod
+    async def create(
+        cls, config: SignerConfig | None, store: KeyValueStore | None
+    ) -> "TokenSigner":
+        """Make the signer that the configuration asks for.
+
+        Args:
+            config: a configured key, or None for one of the broker's own.
+            store: the namespace :data:`NAMESPACE`, where the own key is kept; None or a store in
+                memory: the key lives as long as the process, and a warning says so.
+
+        Raises:
+            ConfigError: a configured file cannot be read or does not fit the key.
+            StorageError: the store failed, or holds something else than a key.
+        """
+        if config is not None:
+            return await _configured(config)
+        if store is not None and not isinstance(store, MemoryStore):
+            return cls(await _kept_key(store))
+        logger.warning(
+            "the token signing key is ephemeral: tokens lose their worth with this process and are"
+            " not accepted by other workers; configure a signer or a storage that keeps"
+        )
+        return cls(ec.generate_private_key(ec.SECP256R1()))
+
     @property
     def algorithm(self) -> str:
         """The ``alg`` of the tokens."""
@@ -138,31 +164,6 @@ class TokenSigner:
         if cert_url is not None:
             jwk["x5u"] = cert_url
         return jwk
-
-
-async def open_signer(
-    config: SignerConfig | None, store: KeyValueStore | None, *, durable: bool = True
-) -> TokenSigner:
-    """Make the signer that the configuration asks for.
-
-    Args:
-        config: a configured key, or None for one of the broker's own.
-        store: the namespace :data:`NAMESPACE`; None: nothing can be stored.
-        durable: whether the store outlives the process and is shared by all workers.
-
-    Raises:
-        ConfigError: a configured file cannot be read or does not fit the key.
-        StorageError: the store failed, or holds something else than a key.
-    """
-    if config is not None:
-        return await _configured(config)
-    if store is not None and durable:
-        return TokenSigner(await _kept_key(store))
-    logger.warning(
-        "the token signing key is ephemeral: tokens lose their worth with this process and are"
-        " not accepted by other workers; configure a signer or a storage that keeps"
-    )
-    return TokenSigner(ec.generate_private_key(ec.SECP256R1()))
 
 
 async def _kept_key(store: KeyValueStore) -> PrivateKey:

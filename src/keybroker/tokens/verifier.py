@@ -140,10 +140,23 @@ class TokenVerifier:
             REMEMBERED_HEADERS, REMEMBERED_HEADER_CHARS
         )
 
-    async def start(self) -> None:
-        """Fetch the JWK sets ahead of the first token; servers that are down are only logged."""
-        for source in self._sources:
-            await source.prefetch()
+    @classmethod
+    async def create(
+        cls,
+        config: TokenTrustConfig,
+        *,
+        own_signer: TokenSigner | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> "TokenVerifier":
+        """Make a verifier and begin to fetch its JWK sets, without waiting for their servers.
+
+        Raises:
+            ConfigError: as the constructor.
+        """
+        verifier = cls(config, own_signer, tls=tls)
+        for source in verifier._sources:
+            source.prefetch()
+        return verifier
 
     async def close(self) -> None:
         """Give up fetches that are under way."""

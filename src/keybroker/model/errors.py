@@ -120,6 +120,10 @@ class MethodNotAllowedError(KeybrokerError):
     status = 405
     default_detail = "method not allowed"
 
+    def __init__(self, diagnostics: str = "", *, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__(diagnostics)
+        self.allowed = allowed
+
 
 class TooLargeError(KeybrokerError):
     """The payload is larger than the configured limit: 413."""

@@ -1,0 +1,274 @@
+"""The challenge cookie is the session.
+
+Until a guest has attested, everything the broker must remember of it (which TEE, which nonce, until
+when) travels sealed in the guest's own cookie. Nothing is stored for a client that has not proved
+anything: it can fill neither memory nor a database, and any worker or replica that shares the key
+can answer its next request. Only after attestation is a record kept: the token under the session's
+id, so that attesting again with the same cookie gives the same token.
+
+The cookie is AES-256-GCM under the key of an epoch, by default a day (:class:`SessionKeys`)::
+
+    base64url(version 1 | epoch, 4 bytes big-endian | nonce 12 | ciphertext | tag 16)
+"""
+
+import base64
+import binascii
+import logging
+import os
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from keybroker.model.errors import ConfigError, StorageError, UnauthenticatedError
+from keybroker.storage.interface import KeyValueStore
+
+logger = logging.getLogger(__name__)
+
+#: How long one key seals, where the configuration says nothing else. With random 96-bit nonces a
+#: day keeps a broker that issues ten thousand challenges a second below the 2**32 messages of
+#: NIST SP 800-38D, section 8.3.
+KEY_SECONDS = 24 * 60 * 60
+
+#: Longest cookie that is looked at; ours are some 200 characters.
+MAX_COOKIE_LENGTH = 1024
+
+#: Attested sessions remembered in memory by each worker; the storage holds all of them.
+REMEMBERED_SESSIONS = 4096
+
+#: Sealing keys held in memory: the current one, and those that open cookies still in flight.
+REMEMBERED_KEYS = 32
+
+#: Clocks of replicas may differ by this much.
+CLOCK_SKEW_SECONDS = 5
+
+_VERSION = b"\x01"
+_KEY_BYTES = 32
+_NONCE_BYTES = 12
+_ID_BYTES = 16
+_AAD = b"keybroker session cookie v1"
+_HEADER_BYTES = 1 + 4
+
+
+class SessionError(UnauthenticatedError):
+    """The cookie is absent, tampered with, expired or of another broker."""
+
+    default_detail = "no valid session: start with POST /kbs/v0/auth"
+
+
+class Session(msgspec.Struct, frozen=True, array_like=True):
+    """What a challenge cookie says.
+
+    Attributes:
+        id: 16 random bytes.
+        tee: the kind that the guest announced.
+        nonce: the challenge, base64 as it was sent.
+        expires_at: Unix time in seconds.
+        hash_algorithm: what was selected for the report data.
+    """
+
+    id: bytes
+    tee: str
+    nonce: str
+    expires_at: int
+    hash_algorithm: str
+
+    @property
+    def record_key(self) -> str:
+        """Key of the stored record. The expiry leads, so that cleaning up needs no reading."""
+        return f"{self.expires_at:010d}-{self.id.hex()}"
+
+
+@dataclass(slots=True)
+class SessionKeys:
+    """The sealing keys, one an epoch, shared through storage or derived from a configured secret.
+
+    Each epoch's key is made by whichever worker needs it first (the store lets exactly one win),
+    so that rotation needs no coordination and breaks no session in flight: the key before still
+    opens its cookies until these expire.
+
+    Attributes:
+        store: where made keys are kept.
+        secret: at least 32 bytes that replicas share; keys are then derived, none is stored.
+        epoch_seconds: how long one key seals.
+    """
+
+    store: KeyValueStore
+    secret: bytes | None = field(default=None, repr=False)
+    epoch_seconds: int = KEY_SECONDS
+    _keys: dict[int, AESGCM] = field(default_factory=dict, repr=False)
+
+    async def key(self, epoch: int, *, make: bool) -> AESGCM | None:
+        """Return the key of an epoch; make it if it is new and ``make`` is true."""
+        known = self._keys.get(epoch)
+        if known is not None:
+            return known
+        if self.secret is not None:
+            raw: bytes | None = HKDF(
+                hashes.SHA256(), _KEY_BYTES, salt=None, info=_AAD + epoch.to_bytes(4, "big")
+            ).derive(self.secret)
+        else:
+            raw = await self._stored(epoch, make=make)
+        if raw is None:
+            return None
+        if len(raw) != _KEY_BYTES:
+            raise StorageError("a stored session key does not have 32 bytes")
+        cipher = AESGCM(raw)
+        self._keys[epoch] = cipher
+        while len(self._keys) > REMEMBERED_KEYS:
+            del self._keys[min(self._keys)]
+        return cipher
+
+    async def _stored(self, epoch: int, *, make: bool) -> bytes | None:
+        name = f"session-{epoch:08d}"
+        raw = await self.store.get(name)
+        if raw is None and make:
+            await self.store.set(name, os.urandom(_KEY_BYTES), overwrite=False)
+            raw = await self.store.get(name)  # another worker may have been first
+            await self._forget_before(epoch - REMEMBERED_KEYS)
+        return raw
+
+    async def _forget_before(self, epoch: int) -> None:
+        for name in await self.store.keys():
+            if name.startswith("session-") and name < f"session-{max(epoch, 0):08d}":
+                await self.store.delete(name)
+
+
+class Sessions:
+    """Makes, opens and remembers sessions.
+
+    Args:
+        keys: where sealing keys come from.
+        records: the namespace ``kbs_protocol_session``.
+        lifetime: seconds from the challenge to the session's end.
+    """
+
+    def __init__(self, keys: SessionKeys, records: KeyValueStore, *, lifetime: int) -> None:
+        self._keys = keys
+        self._records = records
+        self.lifetime = lifetime
+        self._tokens: OrderedDict[str, str] = OrderedDict()
+
+    async def issue(self, tee: str, nonce: str, hash_algorithm: str) -> tuple[Session, str]:
+        """Start a session; return it with its sealed cookie value."""
+        now = int(time.time())
+        session = Session(os.urandom(_ID_BYTES), tee, nonce, now + self.lifetime, hash_algorithm)
+        epoch = now // self._keys.epoch_seconds
+        cipher = await self._keys.key(epoch, make=True)
+        if cipher is None:
+            raise StorageError("the session key could not be made")
+        header = _VERSION + epoch.to_bytes(4, "big")
+        nonce_bytes = os.urandom(_NONCE_BYTES)
+        sealed = cipher.encrypt(nonce_bytes, msgspec.msgpack.encode(session), _AAD + header)
+        cookie = base64.urlsafe_b64encode(header + nonce_bytes + sealed).rstrip(b"=")
+        return session, cookie.decode("ascii")
+
+    async def open(self, cookie: str | None) -> Session:
+        """Open a cookie.
+
+        Raises:
+            SessionError: absent, tampered with, expired, or sealed by another broker.
+        """
+        if not cookie or len(cookie) > MAX_COOKIE_LENGTH:
+            raise SessionError("no session cookie, or one of absurd length")
+        try:
+            raw = base64.b64decode(
+                cookie.encode("ascii") + b"=" * (-len(cookie) % 4), altchars=b"-_", validate=True
+            )
+        except (binascii.Error, ValueError):
+            raise SessionError("the session cookie is not base64url") from None
+        if len(raw) < _HEADER_BYTES + _NONCE_BYTES or raw[:1] != _VERSION:
+            raise SessionError("the session cookie is not of this broker")
+        now = int(time.time())
+        epoch = int.from_bytes(raw[1:_HEADER_BYTES], "big")
+        current = now // self._keys.epoch_seconds
+        oldest = (now - self.lifetime - CLOCK_SKEW_SECONDS) // self._keys.epoch_seconds
+        if not oldest <= epoch <= current + 1:
+            raise SessionError("the session cookie was sealed with a key that is out of use")
+        cipher = await self._keys.key(epoch, make=False)
+        if cipher is None:
+            raise SessionError("the session cookie was sealed by another broker")
+        start = _HEADER_BYTES + _NONCE_BYTES
+        try:
+            plain = cipher.decrypt(
+                raw[_HEADER_BYTES:start], raw[start:], _AAD + raw[:_HEADER_BYTES]
+            )
+            session = msgspec.msgpack.decode(plain, type=Session)
+        except (InvalidTag, msgspec.DecodeError):
+            raise SessionError("the session cookie was tampered with") from None
+        if session.expires_at < now:
+            raise SessionError("the session has expired")
+        return session
+
+    async def token(self, session: Session) -> str | None:
+        """Return the token of a session that has attested, or None."""
+        key = session.record_key
+        known = self._tokens.get(key)
+        if known is not None:
+            self._tokens.move_to_end(key)
+            return known
+        raw = await self._records.get(key)
+        if raw is None:
+            return None
+        return self._remember(key, raw.decode("utf-8"))
+
+    async def attested(self, session: Session, token: str) -> str:
+        """Keep the token of a session; return the one that is kept.
+
+        Where two requests with one cookie attest at the same moment, the first to arrive here
+        wins and both get its token.
+        """
+        key = session.record_key
+        if not await self._records.set(key, token.encode("utf-8"), overwrite=False):
+            first = await self._records.get(key)
+            if first is not None:
+                token = first.decode("utf-8")
+        return self._remember(key, token)
+
+    def _remember(self, key: str, token: str) -> str:
+        self._tokens[key] = token
+        if len(self._tokens) > REMEMBERED_SESSIONS:
+            self._tokens.popitem(last=False)
+        return token
+
+    async def forget_expired(self) -> int:
+        """Delete the records of sessions that have ended; return how many there were."""
+        limit = f"{int(time.time()) - CLOCK_SKEW_SECONDS:010d}-"
+        for key in [key for key in self._tokens if key < limit]:
+            del self._tokens[key]
+        expired = [key for key in await self._records.keys() if key < limit]
+        for key in expired:
+            await self._records.delete(key)
+        return len(expired)
+
+
+def challenge_nonce(raw: bytes) -> str:
+    """Encode a nonce as the protocol sends it: standard base64 with padding."""
+    return base64.b64encode(raw).decode("ascii")
+
+
+def read_session_secret(path: str) -> bytes:
+    """Read the secret that replicas share: a file of at least 32 bytes in base64.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not hold that.
+    """
+    try:
+        raw = base64.b64decode(Path(path).read_bytes().strip(), validate=True)
+    except (OSError, binascii.Error) as error:
+        raise ConfigError(f"session.key_file {path}: {error}") from None
+    if len(raw) < _KEY_BYTES:
+        raise ConfigError(f"session.key_file {path}: fewer than {_KEY_BYTES} bytes")
+    return raw
+
+
+def as_claims(session: Session) -> dict[str, Any]:
+    """Say of a session what may be logged: neither the nonce nor the cookie."""
+    return {"session": session.id.hex()[:8], "tee": session.tee, "expires_at": session.expires_at}

@@ -1,0 +1,1 @@
+"""OpenAPI documents: the contracts that the faces are held to."""

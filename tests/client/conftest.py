@@ -1,13 +1,8 @@
 """Fixtures of the client's tests."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from broker_simulator import BrokerSimulator
 
 

@@ -7,8 +7,8 @@ from broker_simulator import BrokerSimulator
 
 
 @pytest.fixture
-def broker() -> Iterator[BrokerSimulator]:
+def simulator() -> Iterator[BrokerSimulator]:
     """A broker of the protocol, on a free port."""
-    simulator = BrokerSimulator()
-    yield simulator
-    simulator.stop()
+    running = BrokerSimulator()
+    yield running
+    running.stop()

@@ -28,14 +28,14 @@ from keybroker.client.errors import (
 
 
 @pytest.fixture
-def admin(broker: BrokerSimulator) -> Iterator[AdminClient]:
-    with AdminClient(broker.url, ADMIN_TOKEN) as client:
+def admin(simulator: BrokerSimulator) -> Iterator[AdminClient]:
+    with AdminClient(simulator.url, ADMIN_TOKEN) as client:
         yield client
 
 
-def test_secrets_are_set_listed_and_deleted(broker: BrokerSimulator, admin: AdminClient) -> None:
+def test_secrets_are_set_listed_and_deleted(simulator: BrokerSimulator, admin: AdminClient) -> None:
     admin.set_resource("other/key/2", b"\0\xff")
-    assert broker.resources["other/key/2"] == b"\0\xff"
+    assert simulator.resources["other/key/2"] == b"\0\xff"
     assert admin.list_resources() == ["default/key/1", "other/key/2"]
     assert admin.list_resources("other") == ["other/key/2"]
     admin.delete_resource("other/key/2")
@@ -43,10 +43,10 @@ def test_secrets_are_set_listed_and_deleted(broker: BrokerSimulator, admin: Admi
         admin.delete_resource("other/key/2")
 
 
-def test_policies_are_set_and_read(broker: BrokerSimulator, admin: AdminClient) -> None:
+def test_policies_are_set_and_read(simulator: BrokerSimulator, admin: AdminClient) -> None:
     policy = "package policy\n# ünïcode ~~~???>>>\n"
     admin.set_resource_policy(policy)
-    assert admin.get_resource_policy() == broker.resource_policy == policy
+    assert admin.get_resource_policy() == simulator.resource_policy == policy
     admin.set_attestation_policy(policy)
     admin.set_attestation_policy("package policy", "default_gpu")
     assert admin.list_attestation_policies() == ["default_cpu", "default_gpu"]
@@ -61,11 +61,11 @@ def test_reference_values_are_registered_and_read(admin: AdminClient, value: Any
     assert admin.get_reference_value("measurement") == value
 
 
-def test_a_denial_is_explained(broker: BrokerSimulator, admin: AdminClient) -> None:
-    with GuestClient(broker.url, SampleAttester(), devices=[]) as guest:
+def test_a_denial_is_explained(simulator: BrokerSimulator, admin: AdminClient) -> None:
+    with GuestClient(simulator.url, SampleAttester(), devices=[]) as guest:
         token = guest.attest()
     assert admin.explain("default/key/1", token).allowed
-    broker.denied.add("default/key/1")
+    simulator.denied.add("default/key/1")
     explanation = admin.explain("default/key/1", token)
     assert not explanation.allowed
     assert explanation.appraisal == {"cpu0": {"ear.status": "warning"}}
@@ -73,8 +73,8 @@ def test_a_denial_is_explained(broker: BrokerSimulator, admin: AdminClient) -> N
     assert (rule.line, rule.value, rule.reference_value) == (7, "warning", "affirming")
 
 
-async def test_the_async_client_does_the_same(broker: BrokerSimulator) -> None:
-    async with AsyncAdminClient(broker.url, ADMIN_TOKEN) as admin:
+async def test_the_async_client_does_the_same(simulator: BrokerSimulator) -> None:
+    async with AsyncAdminClient(simulator.url, ADMIN_TOKEN) as admin:
         await admin.set_resource("a/b/c", b"secret")
         assert "a/b/c" in await admin.list_resources()
         await admin.delete_resource("a/b/c")
@@ -85,16 +85,16 @@ async def test_the_async_client_does_the_same(broker: BrokerSimulator) -> None:
         assert await admin.list_attestation_policies() == ["x"]
         await admin.set_sample_reference_value("v", [1])
         assert await admin.get_reference_value("v") == [1]
-        broker.tokens["a.b.c"] = {}
+        simulator.tokens["a.b.c"] = {}
         assert (await admin.explain("a/b/c", "a.b.c")).allowed
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])
 def test_without_a_valid_token_the_hint_names_the_flag(
-    broker: BrokerSimulator, token: str | None
+    simulator: BrokerSimulator, token: str | None
 ) -> None:
     with (
-        AdminClient(broker.url, token) as client,
+        AdminClient(simulator.url, token) as client,
         pytest.raises(UnauthenticatedError) as caught,
     ):
         client.list_resources()
@@ -111,15 +111,15 @@ def test_a_token_that_cannot_be_a_header_is_refused(token: str) -> None:
     "answer", [[], "x", None, {"resources": "abc"}, {"resources": [1]}, {"resources": {}}]
 )
 def test_a_list_that_is_none_is_a_protocol_error(
-    broker: BrokerSimulator, admin: AdminClient, answer: Any
+    simulator: BrokerSimulator, admin: AdminClient, answer: Any
 ) -> None:
-    broker.overrides["resource"] = [document(answer)]
+    simulator.overrides["resource"] = [document(answer)]
     with pytest.raises(ProtocolError):
         admin.list_resources()
 
 
-def test_other_nonsense_is_a_protocol_error(broker: BrokerSimulator, admin: AdminClient) -> None:
-    broker.overrides = {
+def test_other_nonsense_is_a_protocol_error(simulator: BrokerSimulator, admin: AdminClient) -> None:
+    simulator.overrides = {
         "explain": [document([])],
         "attestation-policy": [document({"a": 1})],
         "resource-policy/resource-policy": [Reply(200, b"\xff")],

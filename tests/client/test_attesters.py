@@ -32,6 +32,7 @@ from keybroker.client.attesters.configfs_tsm import report_entry
 from keybroker.client.attesters.snp_report import REPORT_BYTES, parse_cert_table, report_to_json
 from keybroker.client.errors import AttesterError
 from keybroker.model.tee import Tee
+from keybroker.softtee.snp import SoftwareSnpPlatform
 
 EVIDENCE = Path(os.environ.get("KEYBROKER_EVIDENCE_DIR", "../shared/evidence")).resolve()
 needs_evidence = pytest.mark.skipif(
@@ -111,6 +112,11 @@ def cert_table(*certificates: tuple[str, bytes]) -> bytes:
 
 
 VCEK_GUID = "63da758d-e664-4564-adc5-f4b93be8accd"
+GUIDS = {
+    "ARK": "c0b406a4-a803-4952-9743-3fb6014cd0ae",
+    "ASK": "4ab7b379-bbac-4fe4-a02f-05aef327c782",
+    "VCEK": VCEK_GUID,
+}
 
 
 def test_an_snp_guest_attests_through_configfs(tmp_path: Path) -> None:
@@ -321,6 +327,22 @@ def test_a_recorded_version_2_report_is_read() -> None:
     assert report["version"] == 2
     assert report["cpuid_fam_id"] is None
     assert report["current_tcb"]["fmc"] is None
+
+
+@pytest.mark.parametrize("generation", ["Milan", "Genoa", "Turin"])
+@pytest.mark.parametrize("version", [3, 4, 5])
+def test_reports_of_software_platforms_have_the_same_json_form(
+    generation: str, version: int
+) -> None:
+    platform = SoftwareSnpPlatform.create(generation)
+    evidence = platform.evidence(DIGEST, version=version)
+    table = [(GUIDS[entry["cert_type"]], bytes(entry["data"])) for entry in evidence["cert_chain"]]
+    assert parse_cert_table(cert_table(*table)) == evidence["cert_chain"]
+    report = platform.report(DIGEST, version=version)
+    ours, theirs = report_to_json(report), evidence["attestation_report"]
+    for form in (ours, theirs):
+        del form["signature"]  # made anew each time
+    assert ours == theirs
 
 
 def test_turin_has_an_fmc_and_version_5_has_mitigation_vectors() -> None:

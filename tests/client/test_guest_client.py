@@ -30,114 +30,116 @@ PATH = "default/key/1"
 SECRET = b"first secret"
 
 
-def guest(broker: BrokerSimulator, **options: Any) -> GuestClient:
+def guest(simulator: BrokerSimulator, **options: Any) -> GuestClient:
     options = {"devices": [], **options}
-    return GuestClient(broker.url, SampleAttester(), **options)
+    return GuestClient(simulator.url, SampleAttester(), **options)
 
 
 @pytest.mark.parametrize("kind", [KeyKind.P256, KeyKind.P521, KeyKind.RSA2048])
-def test_a_guest_attests_and_gets_its_secret(broker: BrokerSimulator, kind: KeyKind) -> None:
-    with guest(broker, tee_key=TeeKeyPair.generate(kind)) as client:
+def test_a_guest_attests_and_gets_its_secret(simulator: BrokerSimulator, kind: KeyKind) -> None:
+    with guest(simulator, tee_key=TeeKeyPair.generate(kind)) as client:
         assert client.get_resource(PATH) == SECRET
         assert client.get_resource(f"kbs:///{PATH}") == SECRET
-    assert broker.count("auth") == broker.count("attest") == 1
+    assert simulator.count("auth") == simulator.count("attest") == 1
 
 
-async def test_an_async_guest_attests_and_gets_its_secret(broker: BrokerSimulator) -> None:
-    async with AsyncGuestClient(broker.url, SampleAttester(), devices=[]) as client:
+async def test_an_async_guest_attests_and_gets_its_secret(simulator: BrokerSimulator) -> None:
+    async with AsyncGuestClient(simulator.url, SampleAttester(), devices=[]) as client:
         token = await client.attest()
         assert await client.get_resource(PATH) == SECRET
-    assert token in broker.tokens
+    assert token in simulator.tokens
 
 
 @pytest.mark.parametrize("name", ["sha256", "sha384", "sha512", None])
 def test_the_hash_that_the_broker_selects_is_used(
-    broker: BrokerSimulator, name: str | None
+    simulator: BrokerSimulator, name: str | None
 ) -> None:
-    broker.hash_name = name
-    with guest(broker) as client:
-        assert client.attest() in broker.tokens
+    simulator.hash_name = name
+    with guest(simulator) as client:
+        assert client.attest() in simulator.tokens
 
 
-def test_devices_are_attested_and_bound(broker: BrokerSimulator) -> None:
-    with guest(broker, devices=[SampleDeviceAttester()]) as client:
+def test_devices_are_attested_and_bound(simulator: BrokerSimulator) -> None:
+    with guest(simulator, devices=[SampleDeviceAttester()]) as client:
         client.attest()
-    additional = broker.attestations[0]["tee-evidence"]["additional_evidence"]
+    additional = simulator.attestations[0]["tee-evidence"]["additional_evidence"]
     assert list(json.loads(additional)) == ["sampledevice"]
 
 
-def test_two_devices_of_a_kind_are_refused(broker: BrokerSimulator) -> None:
+def test_two_devices_of_a_kind_are_refused(simulator: BrokerSimulator) -> None:
     with (
-        guest(broker, devices=[SampleDeviceAttester(), SampleDeviceAttester()]) as client,
+        guest(simulator, devices=[SampleDeviceAttester(), SampleDeviceAttester()]) as client,
         pytest.raises(InputError),
     ):
         client.attest()
 
 
-def test_init_data_goes_along(broker: BrokerSimulator) -> None:
-    with guest(broker, init_data='algorithm = "sha384"') as client:
+def test_init_data_goes_along(simulator: BrokerSimulator) -> None:
+    with guest(simulator, init_data='algorithm = "sha384"') as client:
         client.attest()
-    with guest(broker, init_data='{"algorithm": "sha384"}') as client:
+    with guest(simulator, init_data='{"algorithm": "sha384"}') as client:
         client.attest()
-    with guest(broker) as client:
+    with guest(simulator) as client:
         client.attest()
-    assert [attestation["init-data"] for attestation in broker.attestations] == [
+    assert [attestation["init-data"] for attestation in simulator.attestations] == [
         {"format": "toml", "body": 'algorithm = "sha384"'},
         {"format": "json", "body": '{"algorithm": "sha384"}'},
         None,
     ]
 
 
-def test_a_token_is_shown_in_place_of_evidence(broker: BrokerSimulator) -> None:
+def test_a_token_is_shown_in_place_of_evidence(simulator: BrokerSimulator) -> None:
     key = TeeKeyPair.generate()
-    with guest(broker, tee_key=key) as client:
+    with guest(simulator, tee_key=key) as client:
         token = client.attest()
-    with GuestClient(broker.url, tee_key=key, token=token) as passport_holder:
+    with GuestClient(simulator.url, tee_key=key, token=token) as passport_holder:
         assert passport_holder.get_resource(PATH) == SECRET
-    assert broker.count("auth") == 1
+    assert simulator.count("auth") == 1
 
 
-def test_an_expired_token_is_not_replaced_behind_the_callers_back(broker: BrokerSimulator) -> None:
+def test_an_expired_token_is_not_replaced_behind_the_callers_back(
+    simulator: BrokerSimulator,
+) -> None:
     with (
-        GuestClient(broker.url, tee_key=TeeKeyPair.generate(), token="an.expired.one") as client,
+        GuestClient(simulator.url, tee_key=TeeKeyPair.generate(), token="an.expired.one") as client,
         pytest.raises(UnauthenticatedError) as caught,
     ):
         client.get_resource(PATH)
     assert "Attest again" in caught.value.hint()
-    assert broker.count("auth") == 0
+    assert simulator.count("auth") == 0
 
 
-def test_an_expired_session_is_renewed_once(broker: BrokerSimulator) -> None:
-    with guest(broker) as client:
+def test_an_expired_session_is_renewed_once(simulator: BrokerSimulator) -> None:
+    with guest(simulator) as client:
         client.attest()
-        broker.expire_sessions()
+        simulator.expire_sessions()
         assert client.get_resource(PATH) == SECRET
-        assert broker.count("auth") == 2
+        assert simulator.count("auth") == 2
         resource = f"resource/{PATH}"
-        broker.overrides[resource] = [problem(401, "TokenVerifierError") for _ in range(9)]
+        simulator.overrides[resource] = [problem(401, "TokenVerifierError") for _ in range(9)]
         with pytest.raises(UnauthenticatedError):
             client.get_resource(PATH)
-    assert broker.count("auth") == 3
-    assert len(broker.overrides[resource]) == 7
+    assert simulator.count("auth") == 3
+    assert len(simulator.overrides[resource]) == 7
 
 
-def test_a_denial_is_final(broker: BrokerSimulator) -> None:
-    broker.denied.add(PATH)
-    with guest(broker) as client, pytest.raises(DeniedError) as caught:
+def test_a_denial_is_final(simulator: BrokerSimulator) -> None:
+    simulator.denied.add(PATH)
+    with guest(simulator) as client, pytest.raises(DeniedError) as caught:
         client.get_resource(PATH)
     assert (caught.value.status, caught.value.problem) == (403, "PolicyDeny")
     assert caught.value.detail == "told by the simulator"
     assert "--explain" in caught.value.hint()
-    assert broker.count("auth") == 1
+    assert simulator.count("auth") == 1
 
 
-def test_absence_is_final(broker: BrokerSimulator) -> None:
-    with guest(broker) as client, pytest.raises(NotFoundError):
+def test_absence_is_final(simulator: BrokerSimulator) -> None:
+    with guest(simulator) as client, pytest.raises(NotFoundError):
         client.get_resource("default/key/absent")
-    assert broker.count("auth") == 1
+    assert simulator.count("auth") == 1
 
 
-def test_refused_evidence_is_not_sent_again(broker: BrokerSimulator) -> None:
+def test_refused_evidence_is_not_sent_again(simulator: BrokerSimulator) -> None:
     class Liar:
         tee = Tee.SAMPLE
 
@@ -145,12 +147,12 @@ def test_refused_evidence_is_not_sent_again(broker: BrokerSimulator) -> None:
             return {"svn": "1", "report_data": "AAAA"}
 
     with (
-        GuestClient(broker.url, Liar(), devices=[]) as client,
+        GuestClient(simulator.url, Liar(), devices=[]) as client,
         pytest.raises(UnauthenticatedError) as caught,
     ):
         client.get_resource(PATH)
     assert "never told" in caught.value.hint()
-    assert broker.count("attest") == 1
+    assert simulator.count("attest") == 1
 
 
 @pytest.mark.parametrize(
@@ -171,27 +173,27 @@ def test_refused_evidence_is_not_sent_again(broker: BrokerSimulator) -> None:
 )
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"type": 1}', b"\xff"])
 def test_every_refusal_is_a_typed_error_whatever_its_body(
-    broker: BrokerSimulator, status: int, error: type[ClientError], body: bytes
+    simulator: BrokerSimulator, status: int, error: type[ClientError], body: bytes
 ) -> None:
-    broker.overrides["auth"] = [Reply(status, body, {"Location": "http://127.0.0.1:1/"})]
-    with guest(broker) as client, pytest.raises(error) as caught:
+    simulator.overrides["auth"] = [Reply(status, body, {"Location": "http://127.0.0.1:1/"})]
+    with guest(simulator) as client, pytest.raises(error) as caught:
         client.attest()
     assert isinstance(caught.value.hint(), str)
-    assert broker.requests == [("POST", "auth")]
+    assert simulator.requests == [("POST", "auth")]
 
 
-def test_another_protocol_version_says_what_to_do(broker: BrokerSimulator) -> None:
-    broker.overrides["auth"] = [problem(400, "ProtocolVersionMismatch")]
-    with guest(broker) as client, pytest.raises(BadRequestError) as caught:
+def test_another_protocol_version_says_what_to_do(simulator: BrokerSimulator) -> None:
+    simulator.overrides["auth"] = [problem(400, "ProtocolVersionMismatch")]
+    with guest(simulator) as client, pytest.raises(BadRequestError) as caught:
         client.attest()
     assert "upgrade" in caught.value.hint()
 
 
 def test_control_characters_of_a_lying_broker_do_not_reach_the_terminal(
-    broker: BrokerSimulator,
+    simulator: BrokerSimulator,
 ) -> None:
-    broker.overrides["auth"] = [problem(400, "X", "\x1b[2J" + "long" * 9999)]
-    with guest(broker) as client, pytest.raises(BadRequestError) as caught:
+    simulator.overrides["auth"] = [problem(400, "X", "\x1b[2J" + "long" * 9999)]
+    with guest(simulator) as client, pytest.raises(BadRequestError) as caught:
         client.attest()
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 3000
@@ -200,24 +202,24 @@ def test_control_characters_of_a_lying_broker_do_not_reach_the_terminal(
 @pytest.mark.parametrize("path", ["auth", "attest", f"resource/{PATH}"])
 @pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b"{}", b'{"token": "not a token\\n"}'])
 def test_a_nonsensical_answer_is_a_protocol_error(
-    broker: BrokerSimulator, path: str, body: bytes
+    simulator: BrokerSimulator, path: str, body: bytes
 ) -> None:
-    broker.overrides[path] = [Reply(200, body)]
-    with guest(broker) as client, pytest.raises(ProtocolError):
+    simulator.overrides[path] = [Reply(200, body)]
+    with guest(simulator) as client, pytest.raises(ProtocolError):
         client.get_resource(PATH)
 
 
-def test_a_secret_for_another_guest_cannot_be_opened(broker: BrokerSimulator) -> None:
-    with guest(broker) as first:
+def test_a_secret_for_another_guest_cannot_be_opened(simulator: BrokerSimulator) -> None:
+    with guest(simulator) as first:
         token = first.attest()
     with (
-        GuestClient(broker.url, tee_key=TeeKeyPair.generate(), token=token) as second,
+        GuestClient(simulator.url, tee_key=TeeKeyPair.generate(), token=token) as second,
         pytest.raises(SealedSecretError),
     ):
         second.get_resource(PATH)
 
 
-def test_a_broken_attester_is_told_apart_from_a_broken_broker(broker: BrokerSimulator) -> None:
+def test_a_broken_attester_is_told_apart_from_a_broken_broker(simulator: BrokerSimulator) -> None:
     class Broken:
         tee = Tee.SNP
 
@@ -225,11 +227,11 @@ def test_a_broken_attester_is_told_apart_from_a_broken_broker(broker: BrokerSimu
             raise AttesterError("the hardware is on fire")
 
     with (
-        GuestClient(broker.url, Broken(), devices=[]) as client,
+        GuestClient(simulator.url, Broken(), devices=[]) as client,
         pytest.raises(AttesterError, match="on fire"),
     ):
         client.attest()
-    assert broker.count("attest") == 0
+    assert simulator.count("attest") == 0
 
 
 def test_nobody_listening_is_a_connection_error() -> None:
@@ -302,21 +304,21 @@ def test_arguments_that_cannot_be_used_are_refused(options: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     "path", ["", "/", "a//b", "a/../b", "./a", "a/\0", "http://x/a/b/c", "kbs+:///a", "kbs://h"]
 )
-def test_path_tricks_are_not_sent(broker: BrokerSimulator, path: str) -> None:
-    with guest(broker) as client, pytest.raises(InputError):
+def test_path_tricks_are_not_sent(simulator: BrokerSimulator, path: str) -> None:
+    with guest(simulator) as client, pytest.raises(InputError):
         client.get_resource(path)
-    assert broker.requests == []
+    assert simulator.requests == []
 
 
-def test_odd_names_arrive_as_they_are(broker: BrokerSimulator) -> None:
-    broker.resources["r%C3%A9po/a%20b/c%2Fd%3F"] = b"odd"
-    with guest(broker) as client, pytest.raises(NotFoundError):
+def test_odd_names_arrive_as_they_are(simulator: BrokerSimulator) -> None:
+    simulator.resources["r%C3%A9po/a%20b/c%2Fd%3F"] = b"odd"
+    with guest(simulator) as client, pytest.raises(NotFoundError):
         client.get_resource("répo/a b/c%2Fd")
-    assert broker.requests[-1] == ("GET", "resource/r%C3%A9po/a%20b/c%252Fd")
+    assert simulator.requests[-1] == ("GET", "resource/r%C3%A9po/a%20b/c%252Fd")
 
 
-def test_neither_token_nor_session_is_in_a_repr(broker: BrokerSimulator) -> None:
-    with guest(broker) as client:
+def test_neither_token_nor_session_is_in_a_repr(simulator: BrokerSimulator) -> None:
+    with guest(simulator) as client:
         token = client.attest()
         text = repr(vars(client)) + repr(client)
     assert token not in text

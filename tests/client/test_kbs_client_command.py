@@ -1,6 +1,7 @@
 """``kbs-client``: Trustee's commands and flags, output for people and scripts, exit codes."""
 
 import base64
+import hashlib
 import json
 import os
 import stat
@@ -21,21 +22,21 @@ SECRET_BASE64 = base64.b64encode(b"first secret").decode()
 class Command:
     """Runs the command line against a broker and keeps what it printed."""
 
-    def __init__(self, broker: BrokerSimulator, capsys: pytest.CaptureFixture[str]) -> None:
-        self._broker = broker
+    def __init__(self, simulator: BrokerSimulator, capsys: pytest.CaptureFixture[str]) -> None:
+        self._simulator = simulator
         self._capsys = capsys
         self.out = ""
         self.err = ""
 
     def __call__(self, *arguments: str | Path) -> int:
-        code = main(["--url", self._broker.url, *map(str, arguments)])
+        code = main(["--url", self._simulator.url, *map(str, arguments)])
         self.out, self.err = self._capsys.readouterr()
         return code
 
 
 @pytest.fixture
 def run(
-    broker: BrokerSimulator,
+    simulator: BrokerSimulator,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -43,7 +44,7 @@ def run(
     """The command, with no home and with the sample attester."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("KBS_ATTESTER", "sample")
-    return Command(broker, capsys)
+    return Command(simulator, capsys)
 
 
 @pytest.fixture
@@ -53,11 +54,11 @@ def admin_token(tmp_path: Path) -> Path:
     return path
 
 
-def test_attest_prints_the_token(broker: BrokerSimulator, run: Command) -> None:
+def test_attest_prints_the_token(simulator: BrokerSimulator, run: Command) -> None:
     assert run("attest") == 0
-    assert run.out.strip() in broker.tokens
+    assert run.out.strip() in simulator.tokens
     assert run("attest", "--json") == 0
-    assert json.loads(run.out)["token"] in broker.tokens
+    assert json.loads(run.out)["token"] in simulator.tokens
 
 
 def test_get_resource_prints_base64(run: Command) -> None:
@@ -97,15 +98,15 @@ def test_a_token_and_its_key_get_a_resource(run: Command, tmp_path: Path, kind: 
     assert "--tee-key-file" in run.err
 
 
-def test_init_data_is_the_positional_argument(broker: BrokerSimulator, run: Command) -> None:
+def test_init_data_is_the_positional_argument(simulator: BrokerSimulator, run: Command) -> None:
     assert run("attest", 'algorithm = "sha256"') == 0
-    assert broker.attestations[0]["init-data"]["body"] == 'algorithm = "sha256"'
+    assert simulator.attestations[0]["init-data"]["body"] == 'algorithm = "sha256"'
 
 
 def test_global_options_may_stand_anywhere(
-    broker: BrokerSimulator, run: Command, admin_token: Path
+    simulator: BrokerSimulator, run: Command, admin_token: Path
 ) -> None:
-    late = ["--json", "--url", broker.url]
+    late = ["--json", "--url", simulator.url]
     for arguments in (
         ["--json", "config", "--admin-token-file", admin_token, "list-resources"],
         ["config", "--json", "list-resources", "--admin-token-file", admin_token],
@@ -117,43 +118,43 @@ def test_global_options_may_stand_anywhere(
 
 
 def test_resources_are_set_listed_and_deleted(
-    broker: BrokerSimulator, run: Command, admin_token: Path, tmp_path: Path
+    simulator: BrokerSimulator, run: Command, admin_token: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "resource"
     file.write_bytes(b"\0binary")
     config = ("config", "--admin-token-file", admin_token)
     assert run(*config, "set-resource", "--path", "a/b/c", "--resource-file", file) == 0
     assert run.out == "Set resource success\n"
-    assert broker.resources["a/b/c"] == b"\0binary"
+    assert simulator.resources["a/b/c"] == b"\0binary"
     assert run(*config, "list-resources", "--repository", "a") == 0
     assert run.out == "a/b/c\n"
     assert run(*config, "delete-resource", "--path", "a/b/c") == 0
-    assert "a/b/c" not in broker.resources
+    assert "a/b/c" not in simulator.resources
 
 
 @pytest.mark.parametrize("name", RESOURCE_POLICIES)
 def test_the_built_in_resource_policies_are_the_ones_named(
-    broker: BrokerSimulator, run: Command, admin_token: Path, name: str
+    simulator: BrokerSimulator, run: Command, admin_token: Path, name: str
 ) -> None:
     config = ("config", "--admin-token-file", admin_token)
     assert run(*config, "set-resource-policy", "--" + name.replace("_", "-")) == 0
-    assert broker.resource_policy == resource_policy(name)
+    assert simulator.resource_policy == resource_policy(name)
     assert run(*config, "get-resource-policy") == 0
     assert run.out == resource_policy(name) + "\n"
 
 
 def test_policies_come_from_files(
-    broker: BrokerSimulator, run: Command, admin_token: Path, tmp_path: Path
+    simulator: BrokerSimulator, run: Command, admin_token: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "policy.rego"
     file.write_text("package policy\n")
     config = ("config", "--admin-token-file", admin_token)
     assert run(*config, "set-resource-policy", "--policy-file", file) == 0
-    assert broker.resource_policy == "package policy\n"
+    assert simulator.resource_policy == "package policy\n"
     assert run(*config, "set-attestation-policy", "--policy-file", file) == 0
     named = ("set-attestation-policy", "--type", "rego", "--id", "gpu", "--policy-file", file)
     assert run(*config, *named) == 0
-    assert sorted(broker.policies) == ["default_cpu", "gpu"]
+    assert sorted(simulator.policies) == ["default_cpu", "gpu"]
     assert run(*config, "get-attestation-policy", "--id", "gpu") == 0
     assert run.out == "package policy\n\n"
     assert run(*config, "list-attestation-policies") == 0
@@ -171,7 +172,7 @@ def test_policies_come_from_files(
     ],
 )
 def test_sample_reference_values_have_the_type_that_was_asked_for(
-    broker: BrokerSimulator,
+    simulator: BrokerSimulator,
     run: Command,
     admin_token: Path,
     arguments: list[str],
@@ -179,7 +180,7 @@ def test_sample_reference_values_have_the_type_that_was_asked_for(
 ) -> None:
     config = ("config", "--admin-token-file", admin_token)
     assert run(*config, "set-sample-reference-value", *arguments) == 0
-    assert broker.reference_values["name"] == stored
+    assert simulator.reference_values["name"] == stored
     assert run(*config, "get-reference-value", "--id", "name") == 0
     assert json.loads(run.out) == stored
 
@@ -205,9 +206,9 @@ def test_the_admin_token_is_looked_for_at_home(run: Command, tmp_path: Path) -> 
 
 
 def test_a_denial_is_explained_to_an_administrator(
-    broker: BrokerSimulator, run: Command, admin_token: Path
+    simulator: BrokerSimulator, run: Command, admin_token: Path
 ) -> None:
-    broker.denied.add(PATH)
+    simulator.denied.add(PATH)
     assert run("get-resource", "--path", PATH) == 1
     assert "--explain" in run.err
     explain = ("get-resource", "--path", PATH, "--explain", "--admin-token-file", admin_token)
@@ -270,13 +271,43 @@ def test_a_failure_is_1_with_a_reason(run: Command, arguments: list[str]) -> Non
 
 
 def test_evidence_may_come_from_a_file(
-    broker: BrokerSimulator, run: Command, tmp_path: Path
+    simulator: BrokerSimulator, run: Command, tmp_path: Path
 ) -> None:
     file = tmp_path / "evidence:1.json"
     file.write_text('{"svn": "1", "report_data": "AAAA"}')
     assert run("attest", "--attester", f"file:{file}") == 1
     assert "refused" in run.err
-    assert broker.attestations[0]["tee-evidence"]["primary_evidence"]["report_data"] == "AAAA"
+    assert simulator.attestations[0]["tee-evidence"]["primary_evidence"]["report_data"] == "AAAA"
+
+
+def test_a_software_platform_is_made_once_and_kept(
+    simulator: BrokerSimulator, run: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "platform"
+    text = 'algorithm = "sha384"'
+    for first in (True, False):
+        # The simulator knows samples only: it is what it was sent that counts.
+        assert run("attest", "--attester", f"softtee-snp:{folder}", text) == 1
+        assert ("root.pem" in run.err) is first
+    sent = [
+        attestation["tee-evidence"]["primary_evidence"] for attestation in simulator.attestations
+    ]
+    host_data = hashlib.sha384(text.encode()).digest()[:32]
+    assert [bytes(evidence["attestation_report"]["host_data"]) for evidence in sent] == [
+        host_data,
+        host_data,
+    ]
+    assert sent[0]["cert_chain"][0] == sent[1]["cert_chain"][0]
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[]", "{"])
+def test_a_folder_without_a_platform_is_refused(
+    run: Command, tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "platform.json").write_text(content)
+    assert run("attest", "--attester", f"softtee-snp:{tmp_path}") == 1
+    assert "Traceback" not in run.err
 
 
 def test_a_machine_without_a_tee_is_warned(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:

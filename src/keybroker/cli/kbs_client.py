@@ -194,7 +194,7 @@ def _guest(options: argparse.Namespace, token: str | None = None) -> GuestClient
     init_data = make_init_data(options.init_data) if options.init_data is not None else None
     return GuestClient(
         options.url,
-        make_attester(options.attester) if token is None else None,
+        make_attester(options.attester, init_data) if token is None else None,
         tee_key=tee_key,
         token=token,
         init_data=init_data,

@@ -90,6 +90,14 @@ class AdminAuthError(UnauthenticatedError):
     default_detail = "administrator access needs a valid token"
 
 
+class AdminDeniedError(KeybrokerError):
+    """A valid administrator, but no rule allows the request: 403."""
+
+    type = "AdminAuth"
+    status = 403
+    default_detail = "the administrator may not do this"
+
+
 class PolicyDenyError(KeybrokerError):
     """Authenticated, but a policy or an access rule says no: 403."""
 

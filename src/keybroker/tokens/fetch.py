@@ -19,7 +19,7 @@ MAX_DOCUMENT_BYTES = 256 * 1024
 MAX_REDIRECTS = 3
 
 #: Time for the whole fetch, so that a server that hangs holds nothing up for long.
-FETCH_SECONDS = 10.0
+FETCH_SECONDS = 5.0
 
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})(?:$|[,\s])")
 

@@ -29,7 +29,6 @@ from cryptography import x509
 from keybroker.model.errors import ConfigError, MalformedError, TokenVerifierError
 from keybroker.tokens.claims import parse_claims, verify_times
 from keybroker.tokens.jwk import PublicKey, thumbprint
-from keybroker.tokens.jwk_sets import JwkSetSource
 from keybroker.tokens.jws import (
     MAX_TOKEN_CHARS,
     CompactJws,
@@ -40,6 +39,7 @@ from keybroker.tokens.jws import (
     parse_verification_key,
     verify_signature,
 )
+from keybroker.tokens.key_sources import KeySource
 from keybroker.tokens.remembered import Remembered
 from keybroker.tokens.signer import TokenSigner
 from keybroker.tokens.verified import VerifiedToken, tee_key_pointers
@@ -119,7 +119,7 @@ class TokenVerifier:
     ) -> None:
         self._own = own_signer
         self._certificates = load_trusted(config.trusted_certs_paths)
-        self._sources = [JwkSetSource(source, tls=tls) for source in config.trusted_jwk_sets]
+        self._sources = [KeySource(source, tls=tls) for source in config.trusted_jwk_sets]
         self._insecure = config.insecure_header_jwk
         self._pointers = tee_key_pointers(config.extra_teekey_paths)
         if not (own_signer or self._certificates or self._sources or self._insecure):

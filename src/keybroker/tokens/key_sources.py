@@ -1,4 +1,4 @@
-"""JWK sets that an issuer publishes: loaded, kept, refreshed, and never waited for twice.
+"""Keys that an issuer publishes, as a JWK set or in PEM: loaded, kept, refreshed, and found.
 
 A set is used as long as it is fresh; then it is still used while it is fetched anew in the
 background. A key that is not in it has the set fetched at once, though not more often than
@@ -11,15 +11,18 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
 from keybroker.model.errors import ConfigError, MalformedError
 from keybroker.model.strict_json import parse_json
 from keybroker.tokens.fetch import MAX_DOCUMENT_BYTES, FetchError, fetch
-from keybroker.tokens.jwk import thumbprint
+from keybroker.tokens.jwk import check_public_key, thumbprint
 from keybroker.tokens.jws import VerificationKey, parse_verification_key
 
 logger = logging.getLogger(__name__)
@@ -38,6 +41,9 @@ MIN_INTERVAL_SECONDS = 30.0
 
 #: Most keys in one set; issuers publish two to ten.
 MAX_KEYS = 200
+
+#: Time for loading a set with all its steps: what a token with an unknown key can be made to wait.
+LOAD_SECONDS = 10.0
 
 _DISCOVERY_SUFFIX = "/.well-known/openid-configuration"
 
@@ -98,6 +104,33 @@ def _usable(members: list[Any]) -> Iterable[tuple[str | None, VerificationKey]]:
         yield (kid if isinstance(kid, str) else None), key
 
 
+class PemKey:
+    """One public key that has no id: it may have signed any token."""
+
+    def __init__(self, key: VerificationKey) -> None:
+        self._keys = (key,)
+
+    def __len__(self) -> int:
+        return 1
+
+    def find(self, kid: str | None, print_: str | None = None) -> tuple[VerificationKey, ...]:  # noqa: ARG002
+        """Return the key."""
+        return self._keys
+
+
+def parse_pem_key(raw: bytes) -> PemKey:
+    """Read a public key in PEM (SubjectPublicKeyInfo).
+
+    Raises:
+        MalformedError: not one, or of a kind or size that is not accepted.
+    """
+    try:
+        key = load_pem_public_key(raw)
+    except (ValueError, UnsupportedAlgorithm):
+        raise MalformedError("not a public key in PEM") from None
+    return PemKey(VerificationKey(check_public_key(key)))
+
+
 def local_path(source: str) -> str | None:
     """Return the path of a source that is a file, or None where it is ``https://``.
 
@@ -113,33 +146,42 @@ def local_path(source: str) -> str | None:
     return source
 
 
-class JwkSetSource:
-    """One configured set: an ``https://`` address, a ``file://`` one, or a local path.
+class KeySource:
+    """One configured source of keys: an ``https://`` address, a ``file://`` one, or a local path.
 
     A file is read when this is made, so that a wrong path is found at start.
 
     Args:
-        source: of a JWK set; or, for ``https://``, of an issuer whose discovery document names it.
+        source: where the keys are.
+        parse: reads what is found there; for JWK sets, an ``https://`` source may also be an issuer
+            whose discovery document names the set.
         tls: whom to trust when fetching; None: the authorities of the system.
 
     Raises:
-        ConfigError: another scheme, or a file that cannot be read or is not a JWK set.
+        ConfigError: another scheme, or a file that cannot be read or holds something else.
     """
 
-    def __init__(self, source: str, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        parse: Callable[[bytes], JwkSet | PemKey] = parse_jwk_set,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.source = source
+        self._parse = parse
         self._path = local_path(source)
         self._tls = tls
-        self._set: JwkSet | None = None
+        self._set: JwkSet | PemKey | None = None
         self._loaded_at = 0.0
         self._fresh_until = 0.0
         self._tried_at = float("-inf")
         self._loading: asyncio.Task[None] | None = None
         if self._path is not None:
             try:
-                self._keep(parse_jwk_set(_read(self._path)), None)
+                self._keep(parse(_read(self._path)), None)
             except MalformedError as error:
-                raise ConfigError(f"JWK set {source}: {error.diagnostics()}") from None
+                raise ConfigError(f"keys from {source}: {error.diagnostics()}") from None
 
     async def find(self, kid: str | None, print_: str | None = None) -> Sequence[VerificationKey]:
         """Return the keys that may have signed a token with this ``kid`` or header key.
@@ -167,7 +209,7 @@ class JwkSetSource:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)
 
-    def _held(self) -> JwkSet | None:
+    def _held(self) -> JwkSet | PemKey | None:
         if self._set is None or time.monotonic() > self._loaded_at + STALE_SECONDS:
             return None
         return self._set
@@ -192,21 +234,26 @@ class JwkSetSource:
         try:
             if self._path is not None:
                 raw = await asyncio.to_thread(_read, self._path)
-                self._keep(parse_jwk_set(raw), None)
+                self._keep(self._parse(raw), None)
             else:
-                self._keep(*await self._fetch())
+                async with asyncio.timeout(LOAD_SECONDS):
+                    self._keep(*await self._fetch())
+        except TimeoutError:
+            logger.warning("keys from %s were not loaded: it took too long", self.source)
         except (FetchError, MalformedError, ConfigError) as error:
-            logger.warning("JWK set %s was not loaded: %s", self.source, error.diagnostics())
+            logger.warning("keys from %s were not loaded: %s", self.source, error.diagnostics())
         finally:
             self._loading = None
 
-    async def _fetch(self) -> tuple[JwkSet, int | None]:
+    async def _fetch(self) -> tuple[JwkSet | PemKey, int | None]:
         try:
             document = await fetch(self.source, tls=self._tls)
-            keys = parse_jwk_set(document.body)
+            keys = self._parse(document.body)
             if len(keys):
                 return keys, document.max_age
         except (FetchError, MalformedError) as error:
+            if self._parse is not parse_jwk_set:
+                raise
             logger.debug("%s is not a JWK set itself: %s", self.source, error.diagnostics())
         # OpenID Connect Discovery 1.0, section 4.
         address = self.source.rstrip("/") + _DISCOVERY_SUFFIX
@@ -215,9 +262,9 @@ class JwkSetSource:
         if not isinstance(target, str):
             raise MalformedError("the discovery document names no jwks_uri")
         document = await fetch(target, tls=self._tls)
-        return parse_jwk_set(document.body), document.max_age
+        return self._parse(document.body), document.max_age
 
-    def _keep(self, keys: JwkSet, max_age: int | None) -> None:
+    def _keep(self, keys: JwkSet | PemKey, max_age: int | None) -> None:
         fresh = FRESH_SECONDS if max_age is None else float(max_age)
         self._set = keys
         self._loaded_at = time.monotonic()

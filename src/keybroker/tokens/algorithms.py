@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import (
     decode_dss_signature,
     encode_dss_signature,
 )
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from keybroker.tokens.jwk import PublicKey
+from keybroker.model.errors import MalformedError
+from keybroker.tokens.jwk import PublicKey, check_public_key
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -160,3 +162,23 @@ ALGORITHMS: Mapping[str, SignatureAlgorithm] = {
 def default_algorithm(key: PublicKey) -> SignatureAlgorithm:
     """Return the algorithm that a key of this kind signs with unless told otherwise."""
     return next(algorithm for algorithm in ALGORITHMS.values() if algorithm.fits(key))
+
+
+def load_private_key(pem: bytes) -> PrivateKey:
+    """Read a private key that can sign tokens.
+
+    Args:
+        pem: PKCS #8, or the older forms of EC and RSA keys; not encrypted.
+
+    Raises:
+        MalformedError: something else, or a key of a kind or size that is not accepted.
+    """
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # No "from": the parser's message could quote the key.
+        raise MalformedError("not an unencrypted private key in PEM") from None
+    if not isinstance(key, PrivateKey):
+        raise MalformedError("a private key is neither EC nor RSA nor Ed25519")
+    check_public_key(key.public_key())
+    return key

@@ -13,7 +13,7 @@ from typing import Any
 from keybroker.model.errors import MalformedError
 from keybroker.model.strict_json import parse_json
 from keybroker.tokens import base64url
-from keybroker.tokens.algorithms import ALGORITHMS, SignatureAlgorithm
+from keybroker.tokens.algorithms import ALGORITHMS, PrivateKey, SignatureAlgorithm
 from keybroker.tokens.jwk import PublicKey, parse_public_jwk
 
 #: Longest token. Several GPUs with their measurements need more than 128 KiB, an event log as much.
@@ -144,6 +144,22 @@ def verify_signature(jws: CompactJws, algorithm: SignatureAlgorithm, key: Verifi
         raise MalformedError("the token's alg does not fit the key")
     if not algorithm.verify(key.key, jws.signature, jws.signing_input):
         raise MalformedError("the token's signature is not valid")
+
+
+def issue_compact(
+    header_segment: bytes, payload: bytes, algorithm: SignatureAlgorithm, key: PrivateKey
+) -> str:
+    """Sign a payload under a header that is encoded already.
+
+    Args:
+        header_segment: the header, base64url; encoded once for all tokens of a signer.
+        payload: octets of the claims set.
+        algorithm: the one that the header names.
+        key: fits the algorithm.
+    """
+    signing_input = b"%s.%s" % (header_segment, base64url.encode(payload))
+    signature = base64url.encode(algorithm.sign(key, signing_input))
+    return (signing_input + b"." + signature).decode("ascii")
 
 
 def _algorithm(name: object) -> SignatureAlgorithm:

@@ -50,11 +50,13 @@ class SoftwareKds:
     Attributes:
         behaviour: how it answers from now on.
         requests: the paths that it was asked for, in order.
+        asked: set when it has been asked for anything.
     """
 
     def __init__(self, platforms: Iterable[SoftwareSnpPlatform]) -> None:
         self.behaviour = Behaviour.HONEST
         self.requests: list[str] = []
+        self.asked = threading.Event()
         self._platforms = tuple(platforms)
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -99,6 +101,7 @@ class SoftwareKds:
         with self._lock:
             self.requests.append(handler.path)
             behaviour = self.behaviour
+        self.asked.set()
         match behaviour:
             case Behaviour.HANG:
                 self._closing.wait()

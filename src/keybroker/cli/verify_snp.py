@@ -72,9 +72,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def verify(question: Question, options: argparse.Namespace) -> Outcome:
     """Verify a report of 1184 bytes, or evidence in the guests' JSON form."""
     processor = Generation(options.processor.capitalize()) if options.processor else None
-    report, table = _read(question.evidence, processor)
-    table = _merge(table, options.certificates)
     chains = ChainVerifier(trust_anchors(options.roots))
+    report, table = _read(question.evidence, processor)
+    table = _merge(table, options.certificates, report.signing_key)
     if report.signing_key is SigningKey.VCEK and table.vcek is None:
         table = replace(table, vcek=_fetch(report, options))
     if report.signing_key is SigningKey.VLEK and table.vlek is None:
@@ -128,7 +128,7 @@ def _read(raw: bytes, processor: Generation | None) -> tuple[SnpReport, Certific
     return evidence.report, evidence.certificates or CertificateTable()
 
 
-def _merge(table: CertificateTable, files: list[Path]) -> CertificateTable:
+def _merge(table: CertificateTable, files: list[Path], signing_key: SigningKey) -> CertificateTable:
     """Put certificates that the user names into the table, each where its name says."""
     for path in files:
         try:
@@ -138,21 +138,26 @@ def _merge(table: CertificateTable, files: list[Path]) -> CertificateTable:
         except EvidenceError as error:
             raise EvidenceError(f"{path}: {error.diagnostics()}") from None
         for certificate in certificates:
-            table = replace(table, **{_place(certificate, path): certificate.der})
+            place = _place(certificate, signing_key)
+            if place is None:
+                raise UsageError(f"{path}: {certificate.subject_cn!r} is not of SEV-SNP")
+            if place:
+                table = replace(table, **{place: certificate.der})
     return table
 
 
-def _place(certificate: Certificate, path: Path) -> str:
+def _place(certificate: Certificate, signing_key: SigningKey) -> str | None:
+    """Return the place in the table; "" for one that this chain has no use for; None: no idea."""
     name = certificate.subject_cn
-    if name == "SEV-VCEK":
-        return "vcek"
-    if name == "SEV-VLEK":
-        return "vlek"
+    if name in ("SEV-VCEK", "SEV-VLEK"):
+        return name.removeprefix("SEV-").lower()
     if name.startswith("ARK-"):
         return "ark"
     if name.startswith("SEV-"):
-        return "ask"
-    raise UsageError(f"{path}: {name!r} is no certificate of SEV-SNP")
+        # a file of all issuers holds the ASK and the ASVK, and the table has one place for either
+        issues = SigningKey.VLEK if name.startswith("SEV-VLEK-") else SigningKey.VCEK
+        return "ask" if issues is signing_key else ""
+    return None
 
 
 def _fetch(report: SnpReport, options: argparse.Namespace) -> bytes:

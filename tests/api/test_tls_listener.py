@@ -14,7 +14,7 @@ import pytest
 import tls_server
 
 from keybroker.api.certificates import self_signed
-from keybroker.api.tls import openssl_environment, server_context
+from keybroker.api.tls import openssl_environment, restart_with_settings, server_context
 from keybroker.config.http_server import HttpServerConfig, TlsProfile, TlsVersion
 from keybroker.config.kbs import KbsConfig
 from keybroker.config.loader import load_config
@@ -181,6 +181,39 @@ def test_post_quantum_groups_are_offered_by_default(tmp_path: Path) -> None:
 def test_a_context_without_its_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not in force"):
         server_context(_config(tmp_path, tls_groups="X25519"))
+
+
+def test_a_process_restarts_itself_with_its_file(tmp_path: Path) -> None:
+    _config(tmp_path, tls_profile="custom", tls_groups="P-384")
+    server = subprocess.Popen(
+        [sys.executable, tls_server.__file__, str(tmp_path / "kbs.toml"), "--restart"],
+        env=os.environ | {"RUNTIME_DIRECTORY": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        assert _handshake(port, "-tls1_3", "-groups", "P-384")
+        assert _handshake(port, "-tls1_3", "-groups", "X25519") is None
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_a_runtime_directory_of_others_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    place = tmp_path / f"keybroker-{os.geteuid()}"
+    place.mkdir()
+    place.chmod(0o777)
+    with pytest.raises(ConfigError, match="only this user"):
+        restart_with_settings(_config(tmp_path, tls_groups="P-384"))
+    place.rmdir()
+    place.symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="only this user"):
+        restart_with_settings(_config(tmp_path, tls_groups="P-384"))
 
 
 def test_defaults_need_no_file(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ import ssl
 import sys
 from pathlib import Path
 
-from keybroker.api.tls import server_context
+from keybroker.api.tls import restart_with_settings, server_context
 from keybroker.config.kbs import KbsConfig
 from keybroker.config.loader import load_config
 
 
 def main() -> None:
     config = load_config(Path(sys.argv[1]), KbsConfig)
+    if "--restart" in sys.argv:
+        restart_with_settings(config.http_server)
     context = server_context(config.http_server)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)

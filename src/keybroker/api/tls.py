@@ -6,9 +6,10 @@ Python's ``ssl`` can set versions and the ciphers of TLS 1.2, but neither the ci
 TLS 1.3 nor the list of key exchange groups. OpenSSL takes both from a configuration file, which it
 reads once, when it is loaded. So a configuration that names them needs two steps::
 
-    environment = openssl_environment(config, directory)   # {} where nothing is needed
-    subprocess.Popen([...], env=os.environ | environment)  # and in the new process:
-    context = server_context(config)                       # refuses where the step was left out
+    restart_with_settings(config)     # may replace this process by one that read the file
+    context = server_context(config)  # refuses where the first step was left out
+
+or, for a process that is to be started, :func:`openssl_environment` in place of the first.
 
 The file is in force for the whole process, so connections that the broker itself opens offer the
 same suites and groups.
@@ -21,6 +22,9 @@ import logging
 import os
 import re
 import ssl
+import stat
+import sys
+import tempfile
 from pathlib import Path
 
 from keybroker.config.http_server import HttpServerConfig, TlsProfile, TlsVersion
@@ -116,6 +120,38 @@ def openssl_environment(config: HttpServerConfig, directory: Path) -> dict[str, 
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
     return {"OPENSSL_CONF": str(path)}
+
+
+def restart_with_settings(config: HttpServerConfig) -> None:
+    """Start this program anew, with the same arguments, where OpenSSL must read a file first.
+
+    Returns where nothing is needed or it has been read; else the process becomes the new one, so
+    call this before anything is opened, bound or started.
+
+    Raises:
+        ConfigError: as :func:`openssl_environment`.
+    """
+    settings = _settings(config)
+    if not settings or _in_force(settings):
+        return
+    environment = os.environ | openssl_environment(config, _runtime_directory())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 # nosec B606 - ourselves
+
+
+def _runtime_directory() -> Path:
+    """Return a directory that only this user can write to."""
+    kept = os.environ.get("RUNTIME_DIRECTORY") or os.environ.get("XDG_RUNTIME_DIR")
+    directory = Path(kept or tempfile.gettempdir()) / f"keybroker-{os.geteuid()}"
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.lstat()
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be made: {error.strerror}") from None
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise ConfigError(f"{directory} is not a directory that only this user can write to")
+    return directory
 
 
 def server_context(config: HttpServerConfig) -> ssl.SSLContext:

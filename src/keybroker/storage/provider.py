@@ -45,9 +45,25 @@ def open_storage(
     """
     if isinstance(keyring, MasterKey):
         keyring = Keyring((keyring,))
-    storage = _Storage(config, keyring, encrypt_local_fs, accept_plaintext)
-    storage.check(config.storage_type)
-    return storage
+    check_storage_type(config, config.storage_type)
+    return _Storage(config, keyring, encrypt_local_fs, accept_plaintext)
+
+
+def check_storage_type(config: StorageBackendConfig, type_: StorageType) -> None:
+    """Say whether namespaces of the type can be opened.
+
+    Raises:
+        ConfigError: the type's table under ``backends`` is missing, or this build lacks the type.
+    """
+    if type_ in (StorageType.POSTGRES, StorageType.REDIS):
+        raise ConfigError(
+            f"storage_type {type_.value!r} is not in this build; use Sqlite, LocalFs, LocalJson"
+            " or Memory"
+        )
+    if type_ is not StorageType.MEMORY and getattr(config.backends, type_.key) is None:
+        raise ConfigError(
+            f"storage_type {type_.value!r} needs the table storage_backend.backends.{type_.key}"
+        )
 
 
 def open_configured_storage(config: KbsConfig) -> StorageProvider:
@@ -90,32 +106,13 @@ class _Storage:
         self._databases: dict[Path, SqliteDatabase] = {}
         self._opening = asyncio.Lock()
 
-    def check(self, storage_type: StorageType) -> None:
-        """Say whether namespaces of the type can be opened.
-
-        Raises:
-            ConfigError: they cannot.
-        """
-        if storage_type in (StorageType.POSTGRES, StorageType.REDIS):
-            raise ConfigError(
-                f"storage_type {storage_type.value!r} is not in this build; use Sqlite, LocalFs,"
-                " LocalJson or Memory"
-            )
-        if storage_type is StorageType.MEMORY:
-            return
-        if getattr(self._config.backends, storage_type.key) is None:
-            raise ConfigError(
-                f"storage_type {storage_type.value!r} needs the table"
-                f" storage_backend.backends.{storage_type.key}"
-            )
-
     async def namespace(self, name: str, storage_type: str | None = None) -> KeyValueStore:
         check_namespace(name)
         type_ = self._config.storage_type if storage_type is None else StorageType(storage_type)
         store = self._stores.get((name, type_))
         if store is not None:
             return store
-        self.check(type_)
+        check_storage_type(self._config, type_)
         async with self._opening:
             store = self._stores.get((name, type_))
             if store is None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from keybroker.model.errors import PolicyEngineError, PolicyError
 from keybroker.policy.engine import CompiledPolicy, compile_policy
+from keybroker.policy.modules import asked_reference_values
 from keybroker.policy.rego import RegoEngine, RegoError
 
 ALLOW = "policy/allow"
@@ -103,6 +104,31 @@ allow := {
     values = {"measurements": ["aa", "bb"], "flag": False, "nested": {"a": [1.5]}}
     answer = policy.evaluate({"measurement": "bb"}, reference_values=values).get(ALLOW)
     assert answer == {"known": True, "flag": True, "absent": None, "nested": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("calls", "names"),
+    [
+        ('query_reference_value("a"); query_reference_value(`b\\`)', {"a", "b\\"}),
+        ('query_reference_value( "a\\u0062" )', {"ab"}),
+        ("true  # query_reference_value(x)", set()),
+        ('query_reference_value(sprintf("%v", ["a"]))', None),
+        ("x := input.x; query_reference_value(x)", None),
+        ('query_reference_value("a"); query_reference_value(input.x)', None),
+    ],
+)
+async def test_only_reference_values_that_a_policy_can_ask_for_are_compiled_in(
+    calls: str, names: set[str] | None
+) -> None:
+    assert asked_reference_values(f"package policy\nallow {{\n{calls}\n}}") == names
+
+
+async def test_a_reference_value_can_be_asked_by_a_computed_name() -> None:
+    source = "package policy\nallow := query_reference_value(input.name)"
+    policy = await compile_policy(source, entrypoints=[ALLOW], name="test")
+    for name, value in (("a", 1), ("b", [2]), ("c", None)):
+        answer = policy.evaluate({"name": name}, reference_values={"a": 1, "b": [2]})
+        assert answer.get(ALLOW) == value
 
 
 async def test_changed_reference_values_are_in_force_at_once() -> None:

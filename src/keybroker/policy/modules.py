@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from keybroker.policy.lexer import tokens
+
 #: Name under which the engine knows the policy; errors name it.
 POLICY_MODULE: Final = "policy.rego"
 
@@ -23,12 +25,43 @@ REQUEST_FIELDS: Final = ("plugin", "resource-path", "query", "method")
 PLAIN: Final = "keybroker_entry/plain"
 ASKED: Final = "keybroker_entry/asked"
 
+# The built-in reads one member where a reference into the base document would copy all of it.
 _REFERENCE_VALUES = """package policy
 import rego.v1
-query_reference_value(id) := value if {
-	value := data.keybroker_reference_values[id]
-} else := null
+query_reference_value(id) := object.get(data.keybroker_reference_values, id, null)
 """
+
+_QUERY: Final = "query_reference_value"
+
+
+def asked_reference_values(source: str) -> frozenset[str] | None:
+    """Return the names of the reference values that a policy asks for; None: any may be asked.
+
+    What a policy does not name costs it nothing, neither in an evaluation nor when it changes.
+    """
+    names: set[str] = set()
+    stream = [token for token in tokens(source) if token.kind != "newline"]
+    for index, token in enumerate(stream):
+        if token.text != _QUERY:
+            continue
+        call = stream[index + 1 : index + 4]
+        if [part.text for part in call[::2]] != ["(", ")"] or call[1].kind != "string":
+            return None
+        name = _literal(call[1].text)
+        if name is None:
+            return None
+        names.add(name)
+    return frozenset(names)
+
+
+def _literal(text: str) -> str | None:
+    if text.startswith("`"):
+        return text[1:-1]
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, str) else None
 
 
 def check_entrypoint(entrypoint: str) -> str:
@@ -52,9 +85,9 @@ def policy_modules(source: str, entrypoints: Sequence[str]) -> dict[str, str]:
     }
 
 
-def policy_data(reference_values: Mapping[str, Any] | None) -> dict[str, Any]:
+def policy_data(reference_values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the base document of a policy."""
-    return {"keybroker_reference_values": dict(reference_values or {})}
+    return {"keybroker_reference_values": dict(reference_values)}
 
 
 def policy_input(value: Mapping[str, Any], request: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def try_policy(source: str, entrypoints: Sequence[str]) -> dict[str, Any]:
         the engine names a place in the policy.
     """
     try:
-        engine = RegoEngine(policy_modules(source, entrypoints), policy_data(None), [PLAIN, ASKED])
+        engine = RegoEngine(policy_modules(source, entrypoints), policy_data({}), [PLAIN, ASKED])
     except RegoError as error:
         offset = error.offset if error.module == POLICY_MODULE else None
         return {"passed": False, "message": error.message, "offset": offset}

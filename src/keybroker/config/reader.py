@@ -146,7 +146,8 @@ class _Reader:
     def _enum(self, value: Any, cls: type[Enum], path: str) -> Any:
         known = [str(member.value) for member in cls]
         if not isinstance(value, str):
-            return self._expected(path, f"one of {', '.join(known)}", value)
+            quoted = " in quotes" if str(value) in known else ""
+            return self._expected(path, f"one of {', '.join(known)}{quoted}", value)
         try:
             return cls(value)
         except ValueError:
@@ -221,14 +222,15 @@ class _Reader:
         ignored = _section_attribute(cls, "without_effect")
         arguments: dict[str, Any] = {}
         rest: dict[str, Any] = {}
+        unknown: list[str] = []
         failed = False
         for key, item in value.items():
             at = f"{path}.{key}" if path else str(key)
             name = aliases.get(key, key) if key not in own else key
             if key in (tag, type_.tag_field):
                 continue
-            if name in own:
-                if name != key and name in value:
+            if name in own or name == type_.tag_field:
+                if name != key and (name in value or name == type_.tag_field):
                     self._wrong(at, f"is another spelling of {name!r}, which is set as well")
                     failed = True
                     continue
@@ -241,26 +243,22 @@ class _Reader:
                 rest[name] = item
             else:
                 self._wrong(at, f"unknown key; {nearest(str(key), list(own))}")
-                failed = True
+                unknown.append(str(key))
+        failed |= bool(unknown)
         if flattened is not None:
             item_type = next(item for item in type_.fields if item.name == flattened).type
             arguments[flattened] = self.read(rest, item_type, path)
             failed |= arguments[flattened] is _WRONG
         for name, item in own.items():
-            if item.required and item.name not in arguments and not self._mistyped(name, value):
-                self._wrong(f"{path}.{name}" if path else name, "is missing")
+            if item.required and item.name not in arguments:
                 failed = True
+                # A key that was mistyped has been reported as an unknown one.
+                if not difflib.get_close_matches(name, unknown, n=1, cutoff=0.8):
+                    self._wrong(f"{path}.{name}" if path else name, "is missing")
         return _WRONG if failed else self._make(cls, arguments, path)
-
-    @staticmethod
-    def _mistyped(name: str, value: Mapping[str, Any]) -> bool:
-        """Whether a key that is absent has most likely been reported as an unknown one."""
-        return bool(difflib.get_close_matches(name, [str(key) for key in value], n=1, cutoff=0.8))
 
     def _make(self, cls: type[msgspec.Struct], arguments: dict[str, Any], path: str) -> Any:
         try:
             return cls(**arguments)
         except ValueError as error:  # what a table as a whole must satisfy
             return self._wrong(path, str(error))
-        except TypeError:  # a required key was mistyped and has been reported
-            return _WRONG

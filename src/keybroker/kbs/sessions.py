@@ -56,6 +56,9 @@ _ID_BYTES = 16
 _AAD = b"keybroker session cookie v1"
 _HEADER_BYTES = 1 + 4
 
+#: What sealing adds to a payload.
+SEAL_OVERHEAD_BYTES = _HEADER_BYTES + _NONCE_BYTES + 16
+
 
 class SessionError(UnauthenticatedError):
     """The cookie is absent, tampered with, expired or of another broker."""
@@ -141,6 +144,85 @@ class SessionKeys:
                 await self.store.delete(name)
 
 
+@dataclass(frozen=True, slots=True)
+class SealedCookie:
+    """A cookie and what it says.
+
+    Attributes:
+        raw: the sealed bytes; unique to this cookie and unpredictable.
+        payload: what was sealed.
+    """
+
+    raw: bytes = field(repr=False)
+    payload: bytes = field(repr=False)
+
+    @property
+    def value(self) -> str:
+        """The cookie as it travels: base64url without padding."""
+        return base64.urlsafe_b64encode(self.raw).rstrip(b"=").decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class CookieSeal:
+    """Seals the cookies of one protocol and opens them again.
+
+    Attributes:
+        keys: where sealing keys come from.
+        purpose: tells protocols that share the keys apart: one's cookie does not open as another's.
+        lifetime: seconds after which no cookie is worth opening any more.
+    """
+
+    keys: SessionKeys
+    purpose: bytes
+    lifetime: int
+
+    async def seal(self, payload: bytes) -> SealedCookie:
+        """Seal a payload; the cookie is :data:`SEAL_OVERHEAD_BYTES` longer before its base64."""
+        epoch = int(time.time()) // self.keys.epoch_seconds
+        cipher = await self.keys.key(epoch, make=True)
+        if cipher is None:
+            raise StorageError("the session key could not be made")
+        header = _VERSION + epoch.to_bytes(4, "big")
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = cipher.encrypt(nonce, payload, self.purpose + header)
+        return SealedCookie(header + nonce + sealed, payload)
+
+    async def open(self, cookie: str | None) -> SealedCookie:
+        """Open a cookie.
+
+        Raises:
+            SessionError: absent, tampered with, out of use, or sealed by another broker or for
+                another protocol.
+        """
+        if not cookie or len(cookie) > MAX_COOKIE_LENGTH:
+            raise SessionError("no session cookie, or one of absurd length")
+        try:
+            raw = base64.b64decode(
+                cookie.encode("ascii") + b"=" * (-len(cookie) % 4), altchars=b"-_", validate=True
+            )
+        except (binascii.Error, ValueError):
+            raise SessionError("the session cookie is not base64url") from None
+        start = _HEADER_BYTES + _NONCE_BYTES
+        if len(raw) < start or raw[:1] != _VERSION:
+            raise SessionError("the session cookie is not of this broker")
+        now = int(time.time())
+        epoch = int.from_bytes(raw[1:_HEADER_BYTES], "big")
+        current = now // self.keys.epoch_seconds
+        oldest = (now - self.lifetime - CLOCK_SKEW_SECONDS) // self.keys.epoch_seconds
+        if not oldest <= epoch <= current + 1:
+            raise SessionError("the session cookie was sealed with a key that is out of use")
+        cipher = await self.keys.key(epoch, make=False)
+        if cipher is None:
+            raise SessionError("the session cookie was sealed by another broker")
+        try:
+            payload = cipher.decrypt(
+                raw[_HEADER_BYTES:start], raw[start:], self.purpose + raw[:_HEADER_BYTES]
+            )
+        except InvalidTag:
+            raise SessionError("the session cookie was tampered with") from None
+        return SealedCookie(raw, payload)
+
+
 class Sessions:
     """Makes, opens and remembers sessions.
 
@@ -151,24 +233,17 @@ class Sessions:
     """
 
     def __init__(self, keys: SessionKeys, records: KeyValueStore, *, lifetime: int) -> None:
-        self._keys = keys
+        self._seal = CookieSeal(keys, _AAD, lifetime)
         self._records = records
         self.lifetime = lifetime
         self._tokens: OrderedDict[str, str] = OrderedDict()
 
     async def issue(self, tee: str, nonce: str, hash_algorithm: str) -> tuple[Session, str]:
         """Start a session; return it with its sealed cookie value."""
-        now = int(time.time())
-        session = Session(os.urandom(_ID_BYTES), tee, nonce, now + self.lifetime, hash_algorithm)
-        epoch = now // self._keys.epoch_seconds
-        cipher = await self._keys.key(epoch, make=True)
-        if cipher is None:
-            raise StorageError("the session key could not be made")
-        header = _VERSION + epoch.to_bytes(4, "big")
-        nonce_bytes = os.urandom(_NONCE_BYTES)
-        sealed = cipher.encrypt(nonce_bytes, msgspec.msgpack.encode(session), _AAD + header)
-        cookie = base64.urlsafe_b64encode(header + nonce_bytes + sealed).rstrip(b"=")
-        return session, cookie.decode("ascii")
+        expires_at = int(time.time()) + self.lifetime
+        session = Session(os.urandom(_ID_BYTES), tee, nonce, expires_at, hash_algorithm)
+        cookie = await self._seal.seal(msgspec.msgpack.encode(session))
+        return session, cookie.value
 
     async def open(self, cookie: str | None) -> Session:
         """Open a cookie.
@@ -176,34 +251,12 @@ class Sessions:
         Raises:
             SessionError: absent, tampered with, expired, or sealed by another broker.
         """
-        if not cookie or len(cookie) > MAX_COOKIE_LENGTH:
-            raise SessionError("no session cookie, or one of absurd length")
+        opened = await self._seal.open(cookie)
         try:
-            raw = base64.b64decode(
-                cookie.encode("ascii") + b"=" * (-len(cookie) % 4), altchars=b"-_", validate=True
-            )
-        except (binascii.Error, ValueError):
-            raise SessionError("the session cookie is not base64url") from None
-        if len(raw) < _HEADER_BYTES + _NONCE_BYTES or raw[:1] != _VERSION:
-            raise SessionError("the session cookie is not of this broker")
-        now = int(time.time())
-        epoch = int.from_bytes(raw[1:_HEADER_BYTES], "big")
-        current = now // self._keys.epoch_seconds
-        oldest = (now - self.lifetime - CLOCK_SKEW_SECONDS) // self._keys.epoch_seconds
-        if not oldest <= epoch <= current + 1:
-            raise SessionError("the session cookie was sealed with a key that is out of use")
-        cipher = await self._keys.key(epoch, make=False)
-        if cipher is None:
-            raise SessionError("the session cookie was sealed by another broker")
-        start = _HEADER_BYTES + _NONCE_BYTES
-        try:
-            plain = cipher.decrypt(
-                raw[_HEADER_BYTES:start], raw[start:], _AAD + raw[:_HEADER_BYTES]
-            )
-            session = msgspec.msgpack.decode(plain, type=Session)
-        except (InvalidTag, msgspec.DecodeError):
-            raise SessionError("the session cookie was tampered with") from None
-        if session.expires_at < now:
+            session = msgspec.msgpack.decode(opened.payload, type=Session)
+        except msgspec.DecodeError:
+            raise SessionError("the session cookie was sealed by another release") from None
+        if session.expires_at < int(time.time()):
             raise SessionError("the session has expired")
         return session
 

@@ -143,7 +143,10 @@ def test_report_data_is_demanded_in_hexadecimal_or_from_a_file(
 
 @pytest.mark.parametrize(
     "text",
-    ['algorithm = "sha256"\nversion = "0.1.0"\n', '{"algorithm": "sha-256", "version": "1"}'],
+    [
+        'algorithm = "sha256"\nversion = "0.1.0"\n[data]\n',
+        '{"algorithm": "sha-256", "version": "1", "data": {}}',
+    ],
 )
 def test_init_data_is_demanded_by_the_digest_that_it_names(
     capsys, evidence_file, root, tmp_path, text
@@ -152,7 +155,7 @@ def test_init_data_is_demanded_by_the_digest_that_it_names(
     init_data.write_text(text)
     path = evidence_file(host_data=hashlib.sha256(text.encode()).digest())
     assert verify(capsys, path, "--root", root, "--init-data", init_data)[0] == 0
-    init_data.write_text(text.replace("version", "Version"))
+    init_data.write_text(text + "\n")
     code, _, err = verify(capsys, path, "--root", root, "--init-data", init_data)
     assert code == 1
     assert "host data" in err
@@ -218,3 +221,44 @@ def test_evidence_is_read_from_standard_input(snp):
     done = subprocess.run(command, input=raw, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"accepted" in done.stdout
+
+
+REFERENCE_VALUES = {
+    "snp_launch_measurement": ["6d" * 48],
+    "snp_bootloader": [4], "snp_tee_svn": [0], "snp_snp_svn": [24], "snp_microcode": [219],
+    "snp_smt_enabled": True, "snp_tsme_enabled": False, "snp_guest_abi_major": 0,
+    "snp_guest_abi_minor": 0, "snp_single_socket": False, "snp_smt_allowed": True,
+}  # fmt: skip
+
+
+def test_claims_are_appraised_by_the_built_in_policy(capsys, evidence_file, root, tmp_path):
+    path = evidence_file(measurement=b"m" * 48)
+    values = tmp_path / "values.json"
+    values.write_text(json.dumps(REFERENCE_VALUES))
+    trusted = (path, "--root", root)
+    code, out, _ = verify(capsys, *trusted, "--reference-values", values, "--json")
+    (appraisal,) = json.loads(out)["appraisals"]
+    assert code == 0
+    assert appraisal["ear.status"] == "affirming"
+    assert appraisal["ear.trustworthiness-vector"]["executables"] == 3
+    code, out, _ = verify(capsys, *trusted, "--appraise")
+    assert code == 0
+    assert "appraisal: contraindicated, by the built-in policy default_cpu" in out
+    values.write_text("[]")
+    assert verify(capsys, *trusted, "--reference-values", values)[0] == 2
+
+
+def test_claims_are_appraised_by_a_policy_of_the_users(capsys, evidence_file, root, tmp_path):
+    policy = tmp_path / "policy.rego"
+    policy.write_text(
+        "package policy\nimport rego.v1\n"
+        'trust_claims := {"hardware": 2} if input.snp.processor == "Milan"\n'
+    )
+    path = evidence_file()
+    code, out, _ = verify(capsys, path, "--root", root, "--policy", policy)
+    assert code == 0
+    assert "appraisal: affirming, by the policy given" in out
+    policy.write_text("package policy\nthis is none")
+    code, _, err = verify(capsys, path, "--root", root, "--policy", policy)
+    assert code == 2
+    assert "does not compile" in err

@@ -10,17 +10,28 @@ A TEE's own options and its way of verifying are a module of their own, see
 import argparse
 import json
 import sys
-import tomllib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from keybroker.attestation_service.init_data import parse_init_data
+from keybroker.attestation_service.request import BoundData
 from keybroker.cli import verify_snp
 from keybroker.cli.verify_outcome import Outcome, Question, TeeCommand, UsageError
-from keybroker.model.errors import ConfigError, EvidenceError, MalformedError
-from keybroker.model.hashes import HashAlgorithm
+from keybroker.model.errors import (
+    ConfigError,
+    EvidenceError,
+    MalformedError,
+    PolicyEngineError,
+    TooLargeError,
+)
+from keybroker.model.rcar import InitData
 from keybroker.model.strict_json import parse_json
 from keybroker.verifiers.interface import ExpectedBinding
+
+if TYPE_CHECKING:
+    from keybroker.cli.verify_appraisal import Appraisal
 
 #: TEE → the module that verifies its evidence.
 TEES: dict[str, TeeCommand] = {"snp": verify_snp}
@@ -53,6 +64,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         " otherwise, or 'now' (default: now; but what has expired since is judged as of then)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, also of a refusal")
+    group = parser.add_argument_group("appraisal (does not change the exit code)")
+    group.add_argument(
+        "--appraise", action="store_true",
+        help="appraise the claims by the built-in attestation policy; so do the next two",
+    )  # fmt: skip
+    group.add_argument("--policy", metavar="FILE", type=Path, help="Rego policy in its place")
+    group.add_argument(
+        "--reference-values", metavar="FILE", type=Path,
+        help="JSON object of reference values by name (default: none)",
+    )  # fmt: skip
     for command in dict.fromkeys(TEES.values()):
         command.add_options(parser)
     parser.set_defaults(run=run)
@@ -61,26 +82,57 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(options: argparse.Namespace) -> int:
     """Carry the command out; return the exit code."""
     try:
+        init_data = _init_data(options.init_data)
         question = Question(
             evidence=_read_evidence(options.evidence),
             expected=ExpectedBinding(
-                report_data=_report_data(options.report_data),
-                init_data=_init_data_digest(options.init_data),
+                report_data=_report_data(options.report_data), init_data=init_data.digest
             ),
             at=_moment(options.at),
         )
         outcome = TEES[options.tee].verify(question, options)
+        appraisals = _appraisals(outcome, options, init_data.claims)
     except EvidenceError as error:
         _print_refusal(error.diagnostics(), as_json=options.json)
         return 1
-    except (UsageError, ConfigError) as error:
+    except (UsageError, ConfigError, PolicyEngineError) as error:
         print(f"keybroker verify: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(_as_json(outcome), indent=2))
+        print(json.dumps(_as_json(outcome, appraisals), indent=2))
     else:
-        _print_table(outcome)
+        _print_table(outcome, appraisals)
     return 0
+
+
+def _appraisals(
+    outcome: Outcome, options: argparse.Namespace, init_data_claims: Any
+) -> "list[Appraisal]":
+    if not (options.appraise or options.policy or options.reference_values):
+        return []
+    # compiling policies needs a good deal that plain verification does not
+    from keybroker.cli.verify_appraisal import appraise
+
+    reference_values: Any = {}
+    if options.reference_values is not None:
+        try:
+            reference_values = parse_json(_read(options.reference_values))
+        except MalformedError as error:
+            raise UsageError(f"{options.reference_values}: {error.diagnostics()}") from None
+        if not isinstance(reference_values, dict):
+            raise UsageError(f"{options.reference_values}: not a JSON object of values by name")
+    policy = None
+    if options.policy is not None:
+        try:
+            policy = _read(options.policy).decode("utf-8")
+        except UnicodeDecodeError:
+            raise UsageError(f"{options.policy}: not UTF-8") from None
+    return appraise(
+        outcome.devices,
+        policy=policy,
+        reference_values=reference_values,
+        init_data_claims=init_data_claims,
+    )
 
 
 def _read_evidence(path: Path) -> bytes:
@@ -114,19 +166,18 @@ def _report_data(text: str | None) -> bytes | None:
         raise UsageError("--report-data is neither hexadecimal nor @FILE") from None
 
 
-def _init_data_digest(path: Path | None) -> bytes | None:
-    """Return the digest of an init-data file by the algorithm that it names itself."""
+def _init_data(path: Path | None) -> BoundData:
+    """Return digest and contents of an init-data file, by the algorithm that it names itself."""
     if path is None:
-        return None
-    raw = _read(path)
+        return BoundData()
     try:
-        is_json = raw.lstrip().startswith(b"{")
-        document: Any = parse_json(raw) if is_json else tomllib.loads(raw.decode("utf-8"))
-        return HashAlgorithm.parse(document["algorithm"]).digest(raw)
-    except (MalformedError, ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(
-            f"{path}: not init-data: TOML or JSON with a hash as its algorithm"
-        ) from None
+        text = _read(path).decode("utf-8")
+        format_ = "json" if text.lstrip().startswith("{") else "toml"
+        return parse_init_data(InitData(format_, text))
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8") from None
+    except (MalformedError, TooLargeError) as error:
+        raise UsageError(f"{path}: {error.diagnostics()}") from None
 
 
 def _moment(text: str | None) -> datetime | None:
@@ -148,7 +199,7 @@ def _print_refusal(reason: str, *, as_json: bool) -> None:
         print(f"refused: {reason}", file=sys.stderr)
 
 
-def _as_json(outcome: Outcome) -> dict[str, Any]:
+def _as_json(outcome: Outcome, appraisals: "Sequence[Appraisal]") -> dict[str, Any]:
     return {
         "accepted": True,
         "summary": outcome.summary,
@@ -163,10 +214,11 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
             {"tee": device.tee, "class": device.tee_class, "claims": device.claims}
             for device in outcome.devices
         ],
+        "appraisals": [appraisal.document() for appraisal in appraisals],
     }
 
 
-def _print_table(outcome: Outcome) -> None:
+def _print_table(outcome: Outcome, appraisals: "Sequence[Appraisal]") -> None:
     print(f"accepted: {outcome.summary}")
     for place, link in enumerate(outcome.chain):
         label = "signed by" if place == 0 else "issued by"
@@ -180,3 +232,5 @@ def _print_table(outcome: Outcome) -> None:
         for name, value in device.claims.items():
             text = value if isinstance(value, str) else json.dumps(value)
             print(f"  {name:<{width}}  {text}")
+    for appraisal in appraisals:
+        print("appraisal: " + "\n".join(appraisal.lines()))

@@ -66,11 +66,9 @@ def named_files(config: KbsConfig) -> Iterator[tuple[str, Path]]:
             yield f"{prefix}.key_path", Path(signer.key_path)
             if signer.cert_path is not None:
                 yield f"{prefix}.cert_path", Path(signer.cert_path)
-        for root in config.attestation.verifier_config.snp_verifier.extra_trusted_roots:
-            yield (
-                "attestation_service.verifier_config.snp_verifier.extra_trusted_roots",
-                Path(root),
-            )
+        for key, root in _extra_roots(config.attestation.verifier_config):
+            where = f"attestation_service.verifier_config.{key}.extra_trusted_roots"
+            yield where, Path(root)
     if isinstance(config.admin, AuthenticatedAuthorization):
         for provider in config.admin.authentication.bearer_jwt.identity_providers:
             for uri in (provider.public_key_uri, provider.jwk_set_uri):
@@ -189,10 +187,20 @@ def _verifiers(config: VerifierConfig) -> Iterator[str]:
         f"SEV-SNP: also trusts the root in {root}"
         for root in config.snp_verifier.extra_trusted_roots
     )
-    yield f"TDX and SGX: collateral from {config.dcap_verifier.collateral_service}"
+    dcap = config.dcap_verifier
+    service = dcap.collateral_service or f"the service of {dcap.qcnl_conf}, else Intel PCS"
+    yield f"TDX and SGX: collateral from {service}"
+    yield from (f"TDX and SGX: also trusts the root in {root}" for root in dcap.extra_trusted_roots)
     if config.sample_verifier.enabled:
         yield "sample evidence, which proves nothing, is taken too"
     yield f"TPM: attestation keys in {config.tpm_verifier.trusted_ak_keys_dir}"
+
+
+def _extra_roots(config: VerifierConfig) -> Iterator[tuple[str, str]]:
+    """Yield each root that is trusted beside the vendors' own, with the table that names it."""
+    for key in config.__struct_fields__:
+        for root in getattr(getattr(config, key), "extra_trusted_roots", ()):
+            yield key, root
 
 
 def _tokens(config: KbsConfig) -> Iterator[str]:
@@ -247,8 +255,8 @@ def _warnings(config: KbsConfig) -> Iterator[str]:
         yield "release.allow_rsa1_5: RSA1_5 padding is known to be weak"
     if isinstance(config.attestation, BuiltInAttestationConfig):
         verifiers = config.attestation.verifier_config
-        for root in verifiers.snp_verifier.extra_trusted_roots:
-            yield f"verifier_config.snp_verifier: evidence under the root in {root} is trusted"
+        for key, root in _extra_roots(verifiers):
+            yield f"verifier_config.{key}: evidence under the root in {root} is trusted"
         if verifiers.dcap_verifier.use_secure_cert is False:
             yield "verifier_config.dcap_verifier: the collateral service's TLS is not verified"
     if not config.plugins:

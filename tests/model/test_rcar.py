@@ -23,9 +23,9 @@ KEY = {"kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW", "x": "eA", "y": "eQ
 def test_the_primary_binding_is_the_canonical_json_of_key_nonce_and_devices() -> None:
     data = RuntimeData(nonce="bm9uY2U=", tee_pubkey=KEY)
     expected = (
-        '{"additional-evidence":"{\\"nvidia\\":{}}","nonce":"bm9uY2U=","tee-pubkey":'
-        '{"alg":"ECDH-ES+A256KW","crv":"P-256","kty":"EC","x":"eA","y":"eQ"}}'
-    ).encode()
+        b'{"additional-evidence":"{\\"nvidia\\":{}}","nonce":"bm9uY2U=","tee-pubkey":'
+        b'{"alg":"ECDH-ES+A256KW","crv":"P-256","kty":"EC","x":"eA","y":"eQ"}}'
+    )
     assert runtime_data_bytes(primary_runtime_data(data, '{"nvidia":{}}')) == expected
     assert b"additional" not in runtime_data_bytes(device_runtime_data(data))
 

@@ -34,9 +34,9 @@ def agree_on_hash(tee: Tee, extra_params: Any) -> tuple[HashAlgorithm, Any]:
         MalformedError: the guest supports none that will do, or its list is not one.
     """
     needed = _NEEDED.get(tee)
-    offered = extra_params.get(SUPPORTED) if isinstance(extra_params, Mapping) else None
-    if offered is None:
+    if not isinstance(extra_params, Mapping) or SUPPORTED not in extra_params:
         return needed or DEFAULT_HASH_ALGORITHM, ""
+    offered = extra_params[SUPPORTED]
     if not isinstance(offered, list):
         raise MalformedError(f"{SUPPORTED} must be a list")
     supported = {_parse(name) for name in offered if isinstance(name, str)}

@@ -38,6 +38,7 @@ from keybroker.model.errors import (
 from keybroker.model.hashes import HashAlgorithm
 from keybroker.model.tee import Tee
 from keybroker.policy.engine import CompiledPolicy
+from keybroker.policy.explain import RuleTrace, explain
 from keybroker.policy.store import VERDICT_NAMESPACE, PolicyStore
 from keybroker.rvps.service import ReferenceValueService
 from keybroker.storage.interface import StorageProvider
@@ -164,6 +165,28 @@ class AttestationService:
     async def query_reference_value(self, reference_value_id: str) -> Any | None:
         """Return a reference value, or None where there is none or it has expired."""
         return await self._reference_values.query(reference_value_id)
+
+    async def explain(
+        self, policy_id: str, claims: Mapping[str, Any], trust_claims: Sequence[str]
+    ) -> list[RuleTrace]:
+        """Say which rules for these trust claims did not hold, and why.
+
+        Args:
+            policy_id: the policy that appraised, with its class (``default_cpu``).
+            claims: the annotated evidence, as the policy saw it.
+            trust_claims: ``executables``, ``hardware`` and so on; only these are explained.
+        """
+        source = await self._policies.source(policy_id)
+        if source is None or not trust_claims:
+            return []
+        traces = await explain(
+            source,
+            claims,
+            reference_values=(await self._reference_values.snapshot()).values,
+            # A rule's name cannot hold the hyphens of a trust claim's.
+            rules=[claim.replace("-", "_") for claim in trust_claims],
+        )
+        return [trace for trace in traces if trace.holds is not True]
 
     @property
     def reference_values(self) -> ReferenceValueService:

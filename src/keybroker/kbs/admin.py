@@ -1,10 +1,12 @@
 """Who administrates the broker: authentication by bearer token, authorisation by access rules."""
 
+import asyncio
 import hashlib
 import logging
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,7 @@ from keybroker.tokens.jws import (
     parse_header,
     verify_signature,
 )
-from keybroker.tokens.key_sources import KeySource, parse_pem_key
+from keybroker.tokens.key_sources import KeySource, find_keys, parse_pem_key
 from keybroker.tokens.remembered import Remembered
 from keybroker.workbench import run
 
@@ -161,18 +163,35 @@ class AdminAccess:
         except MalformedError as error:
             raise AdminAuthError(error.diagnostics()) from None
         reasons = []
+        async with aclosing(self._candidates(header)) as candidates:
+            async for provider, keys in candidates:
+                try:
+                    claims, expires_at = await provider.verify(jws, header, keys, now)
+                    administrator = _administrator(claims)
+                except MalformedError as error:
+                    reasons.append(f"{provider.name}: {error.diagnostics()}")
+                    continue
+                self._known.put(
+                    digest, administrator, expires_at=min(expires_at, now + REMEMBER_SECONDS)
+                )
+                return administrator
+        raise AdminAuthError("; ".join(reasons) or "no key that could have signed the token")
+
+    async def _candidates(
+        self, header: JwsHeader
+    ) -> AsyncGenerator[tuple["_IdentityProvider", Sequence[VerificationKey]], None]:
+        """Give the providers with keys that may have signed, those first that need no fetch."""
+        waiting = []
         for provider in self._providers:
-            try:
-                claims, expires_at = await provider.verify(jws, header, now)
-                administrator = _administrator(claims)
-            except MalformedError as error:
-                reasons.append(f"{provider.name}: {error.diagnostics()}")
-                continue
-            self._known.put(
-                digest, administrator, expires_at=min(expires_at, now + REMEMBER_SECONDS)
-            )
-            return administrator
-        raise AdminAuthError("; ".join(reasons))
+            keys = provider.held(header)
+            if keys:
+                yield provider, keys
+            else:
+                waiting.append(provider)
+        found = await asyncio.gather(*(provider.find(header) for provider in waiting))
+        for provider, keys in zip(waiting, found, strict=True):
+            if keys:
+                yield provider, keys
 
 
 class _IdentityProvider:
@@ -207,23 +226,27 @@ class _IdentityProvider:
         for source in self._sources:
             await source.close()
 
+    def held(self, header: JwsHeader) -> Sequence[VerificationKey]:
+        """Return the keys that are held and may have signed a token with this header.
+
+        A key that the header itself shows proves nothing and is not looked at.
+        """
+        keys = [key for source in self._sources for key in source.held(header.kid)]
+        return [key for key in keys if key.allows(header.algorithm)]
+
+    async def find(self, header: JwsHeader) -> Sequence[VerificationKey]:
+        """Return the keys as :meth:`held`, waiting for a fetch where there are none."""
+        keys = await find_keys(self._sources, header.kid)
+        return [key for key in keys if key.allows(header.algorithm)]
+
     async def verify(
-        self, jws: CompactJws, header: JwsHeader, now: float
+        self, jws: CompactJws, header: JwsHeader, keys: Sequence[VerificationKey], now: float
     ) -> tuple[dict[str, Any], float]:
         """Return the claims of a token of this provider, and when it expires.
 
         Raises:
             MalformedError: another provider's token, or one that is not valid.
         """
-        # A key that the header itself shows proves nothing and is not looked at.
-        keys = [
-            key
-            for source in self._sources
-            for key in await source.find(header.kid)
-            if key.allows(header.algorithm)
-        ]
-        if not keys:
-            raise MalformedError("no key that could have signed the token")
         claims = await run(_verify, jws, header, keys)
         expires_at = verify_times(claims, now)
         if self._issuer is not None and claims.get("iss") != self._issuer:

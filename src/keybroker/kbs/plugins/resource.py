@@ -50,13 +50,12 @@ class ResourcePlugin:
 
     def access(self, request: PluginRequest) -> Access:
         """Guests read one resource; everything else is the administrator's."""
-        if request.method == "GET":
-            return Access.ATTESTED if request.path else Access.ADMINISTRATOR
-        if request.method in ("POST", "DELETE"):
-            return Access.ADMINISTRATOR
-        raise MethodNotAllowedError(
-            f"{request.method} on a resource", allowed=("GET", "POST", "DELETE")
-        )
+        allowed = ("GET", "POST", "DELETE") if request.path else ("GET",)
+        if request.method not in allowed:
+            raise MethodNotAllowedError(f"{request.method} on a resource", allowed=allowed)
+        if request.method == "GET" and request.path:
+            return Access.ATTESTED
+        return Access.ADMINISTRATOR
 
     async def handle(self, request: PluginRequest) -> PluginAnswer:
         """Read, write, delete or list.

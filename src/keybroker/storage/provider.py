@@ -22,7 +22,7 @@ from keybroker.storage.sqlite import SqliteDatabase, SqliteStore
 _log = logging.getLogger(__name__)
 
 #: Namespaces whose values are worthless after some minutes: written without flushing the disk.
-SHORT_LIVED_NAMESPACES = frozenset({"kbs_protocol_session"})
+SHORT_LIVED_NAMESPACES = frozenset({"kbs_protocol_session", "workload_session"})
 
 
 def open_storage(

@@ -26,7 +26,7 @@ from keybroker.storage.interface import StorageProvider
 from keybroker.verifiers.interface import ExpectedBinding, VerifiedEvidence
 from keybroker.verifiers.snp_chain import ChainVerifier, EndorsementKey, verify_report
 from keybroker.verifiers.snp_claims import snp_claims
-from keybroker.verifiers.snp_evidence import CertificateTable, parse_evidence
+from keybroker.verifiers.snp_evidence import CertificateTable, SnpEvidence, parse_evidence
 from keybroker.verifiers.snp_report import SigningKey, SnpReport
 from keybroker.verifiers.snp_roots import trust_anchors
 from keybroker.verifiers.snp_vcek import VcekLibrary, VcekRequest, make_sources
@@ -54,14 +54,23 @@ class SnpVerifier:
 
     async def verify(self, evidence: Any, expected: ExpectedBinding) -> list[VerifiedEvidence]:
         """See :class:`keybroker.verifiers.interface.Verifier`."""
-        parsed = parse_evidence(evidence)
-        report, table = parsed.report, parsed.certificates
+        return [await self.verify_parsed(parse_evidence(evidence), expected)]
+
+    async def verify_parsed(
+        self, evidence: SnpEvidence, expected: ExpectedBinding
+    ) -> VerifiedEvidence:
+        """Verify evidence that was parsed from another form than :meth:`verify` takes.
+
+        Raises:
+            EvidenceError: as :meth:`verify`.
+        """
+        report, table = evidence.report, evidence.certificates
         if table is not None:
             # as elsewhere, a table that came replaces the sources: it is complete or it is refused
             endorse = self._endorsement_by_table(report, table)
         else:
             endorse = await self._endorsement_by_library(report)
-        return [await workbench.run(_verify, report, endorse, expected)]
+        return await workbench.run(_verify, report, endorse, expected)
 
     def _endorsement_by_table(
         self, report: SnpReport, table: CertificateTable

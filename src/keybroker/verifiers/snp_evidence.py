@@ -67,7 +67,7 @@ def parse_evidence(value: Any, *, processor: Generation | None = None) -> SnpEvi
     raw = encode_report(members.get("attestation_report"), processor=processor)
     return SnpEvidence(
         report=parse_report(raw, processor=processor),
-        certificates=_certificates(members.get("cert_chain")),
+        certificates=parse_certificates(members.get("cert_chain")),
     )
 
 
@@ -171,7 +171,12 @@ def _firmware_version(members: dict[str, Any], name: str) -> bytes:
     return bytes((*(_number(version, part, 1) for part in ("build", "minor", "major")), 0))
 
 
-def _certificates(value: Any) -> CertificateTable | None:
+def parse_certificates(value: Any) -> CertificateTable | None:
+    """Read ``cert_chain``; None stays None.
+
+    Raises:
+        EvidenceError: not of this form, or too many or too large certificates.
+    """
     if value is None:
         return None
     if not isinstance(value, list) or len(value) > MAX_CERTIFICATES:

@@ -138,3 +138,24 @@ def test_the_table_says_whether_a_target_is_met() -> None:
     assert [row[9] for row in cells[2:]] == ["no", "no", ""]
     assert cells[2][10] == "95%!"
     assert len({len(line) for line in lines}) == 1
+
+
+def test_the_command_measures_a_broker_of_its_own(tmp_path: Path) -> None:
+    completed = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks", "--workers", "1", "--clients", "1"),
+            *("--connections", "2", "--operations", "20", "--seconds", "1"),
+            *("--json", str(tmp_path / "result.json")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        env=os.environ,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    for scenario in SCENARIOS:
+        assert scenario.name in completed.stdout
+    assert "first /healthz after" in completed.stdout
+    document = json.loads((tmp_path / "result.json").read_text())
+    assert document["brokers"][0]["operations"] >= 10_000

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from keybroker.model.errors import EvidenceError
 from keybroker.softtee import der as writer
+from keybroker.softtee.certificates import Extension
 from keybroker.softtee.snp import SoftwareSnpPlatform
 from keybroker.verifiers import der
 from keybroker.verifiers.der import DerError, DerReader, decode_integer, decode_oid
@@ -102,6 +103,23 @@ def test_who_is_no_ca_cannot_issue():
     certificate = parse_certificate(make_certificate(ca=False)[0])
     with pytest.raises(EvidenceError, match="not a CA"):
         verify_issued_by(certificate, certificate)
+
+
+def test_a_critical_extension_that_nobody_understands_is_refused():
+    oid = "1.3.6.1.4.1.3704.1.99"
+    platform = SoftwareSnpPlatform.create("Milan")
+    issuer = parse_certificate(platform.issuer_certificate("ask"))
+    for critical in (False, True):
+        extension = Extension(oid, b"\x05\x00", critical=critical)
+        leaf = parse_certificate(
+            platform.vek_certificate(
+                "vcek", platform.vek().key.public_key(), further_extensions=(extension,)
+            )
+        )
+        if critical:
+            with pytest.raises(EvidenceError, match="critical extension"):
+                verify_issued_by(leaf, issuer)
+        verify_issued_by(leaf, issuer, understood=[oid])
 
 
 def test_the_issuers_name_has_to_be_the_one_that_is_named():

@@ -11,7 +11,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -354,14 +354,30 @@ def _mask_algorithm(identifier: bytes) -> tuple[str, bytes]:
     return _algorithm(parameters)
 
 
-def verify_issued_by(certificate: Certificate, issuer: Certificate) -> Certificate:
+def verify_issued_by(
+    certificate: Certificate,
+    issuer: Certificate,
+    *,
+    understood: Collection[str] = (BASIC_CONSTRAINTS, KEY_USAGE),
+) -> Certificate:
     """Check that a certificate was issued by another: name, right to issue, signature.
 
-    Validity in time is not looked at: see :func:`verify_valid_at`.
+    Validity in time is not looked at: see :func:`verify_valid_at`. Nor is the path length that a CA
+    is granted: chains here are of a fixed shape, and AMD's root of Turin grants 0 to itself though
+    it signs an intermediate.
+
+    Args:
+        understood: extensions that may be critical, RFC 5280 section 4.2.
 
     Raises:
-        EvidenceError: it was not.
+        EvidenceError: it was not, or it has a critical extension that is not understood.
     """
+    for oid, extension in certificate.extensions.items():
+        if extension.critical and oid not in understood:
+            raise EvidenceError(
+                f"{certificate.subject_cn!r} has the critical extension {oid}, which is not"
+                " understood"
+            )
     if certificate.issuer != issuer.subject:
         raise EvidenceError(
             f"{certificate.subject_cn!r} names {certificate.issuer_cn!r} as its issuer,"

@@ -5,6 +5,7 @@ no answer: at function names it does not know, at what makes a policy's answer c
 and at the expressions of a rule body when a denial is explained.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,19 @@ def _hangs(stream: Sequence[Token], index: int) -> bool:
         and stream[index - 1].text == "."
         and stream[index - 1].end == (stream[index].start)
     )
+
+
+def literal(token: Token) -> str | None:
+    """Return what a string token stands for, or None where it is no readable string."""
+    if token.kind != "string":
+        return None
+    if token.text.startswith("`"):
+        return token.text[1:-1]
+    try:
+        value = json.loads(token.text)
+    except ValueError:
+        return None
+    return value if isinstance(value, str) else None
 
 
 def place(source: str, byte_offset: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from keybroker.policy.lexer import tokens
+from keybroker.policy.lexer import literal, tokens
 
 #: Name under which the engine knows the policy; errors name it.
 POLICY_MODULE: Final = "policy.rego"
@@ -45,23 +45,11 @@ def asked_reference_values(source: str) -> frozenset[str] | None:
         if token.text != _QUERY:
             continue
         call = stream[index + 1 : index + 4]
-        if [part.text for part in call[::2]] != ["(", ")"] or call[1].kind != "string":
-            return None
-        name = _literal(call[1].text)
+        name = literal(call[1]) if [part.text for part in call[::2]] == ["(", ")"] else None
         if name is None:
             return None
         names.add(name)
     return frozenset(names)
-
-
-def _literal(text: str) -> str | None:
-    if text.startswith("`"):
-        return text[1:-1]
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, str) else None
 
 
 def check_entrypoint(entrypoint: str) -> str:

@@ -104,31 +104,24 @@ def try_policy(source: str, entrypoints: Sequence[str]) -> dict[str, Any]:
 
 
 def probe(job: Mapping[str, Any], answers: TextIO) -> None:
-    """Evaluate entrypoints one by one, each in a module set of its own; one line each.
+    """Ask a policy with rules added to it, group by group; one line each.
 
     Args:
-        job: ``source``, ``probes`` (source appended, rule to ask), ``input``, ``request``,
-            ``reference_values``.
-        answers: gets ``{"value": …}``, ``{"undefined": true}`` or ``{"error": …}`` a probe.
+        job: ``source``, ``groups`` (each an ``addition`` to the source and ``entrypoints``),
+            ``input``, ``request``, ``reference_values``.
+        answers: gets ``{"defined": [entrypoint, …]}`` or ``{"error": …}`` a group.
     """
     value = policy_input(job["input"], job["request"])
     entry = PLAIN if job["request"] is None else ASKED
     data = policy_data(job["reference_values"])
-    for addition, rule in job["probes"]:
-        answer: dict[str, Any]
-        entrypoint = f"policy/{rule}"
+    for group in job["groups"]:
+        source = f"{job['source']}\n{group['addition']}\n"
         try:
-            engine = RegoEngine(
-                policy_modules(f"{job['source']}\n{addition}\n", [entrypoint]), data, [entry]
-            )
+            engine = RegoEngine(policy_modules(source, group["entrypoints"]), data, [entry])
             found = engine.query(entry, value)
-            if found is UNDEFINED or entrypoint not in found:
-                answer = {"undefined": True}
-            else:
-                answer = {"value": found[entrypoint]}
+            _say({"defined": [] if found is UNDEFINED else list(found)}, answers)
         except RegoError as error:
-            answer = {"error": error.message}
-        _say(answer, answers)
+            _say({"error": error.message}, answers)
 
 
 def _say(answer: Mapping[str, Any], answers: TextIO) -> None:

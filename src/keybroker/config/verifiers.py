@@ -1,10 +1,10 @@
 """``verifier_config``: what the verifiers of single TEEs need to know."""
 
-from enum import StrEnum
 from typing import Annotated, ClassVar, TypeAlias
 
 import msgspec
 
+from keybroker.config.dcap import DcapVerifierConfig
 from keybroker.config.section import Section
 
 DEFAULT_KDS_URL = "https://kdsintf.amd.com"
@@ -54,26 +54,6 @@ class SampleVerifierConfig(Section, kw_only=True, frozen=True):
     """
 
     enabled: bool = True
-
-
-class TcbUpdateType(StrEnum):
-    """Which of Intel's TCB evaluations counts: the newest, or the one in force for longer."""
-
-    EARLY = "early"
-    STANDARD = "standard"
-
-
-class DcapVerifierConfig(Section, kw_only=True, frozen=True):
-    """Intel TDX and SGX.
-
-    Attributes:
-        collateral_service: Intel PCS or a PCCS; or a ``file://`` path.
-        use_secure_cert: False: do not verify the service's TLS certificate.
-    """
-
-    collateral_service: str = "https://api.trustedservices.intel.com/sgx/certification/v4/"
-    use_secure_cert: bool | None = None
-    tcb_update_type: TcbUpdateType = TcbUpdateType.EARLY
 
 
 class TpmVerifierConfig(Section, kw_only=True, frozen=True):

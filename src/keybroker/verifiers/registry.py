@@ -6,6 +6,7 @@ from types import MappingProxyType
 from keybroker.config.verifiers import VerifierConfig
 from keybroker.model.tee import Tee
 from keybroker.storage.interface import StorageProvider
+from keybroker.verifiers.dcap.verifier import make_dcap_verifiers
 from keybroker.verifiers.interface import Verifier
 from keybroker.verifiers.sample import SampleVerifier
 from keybroker.verifiers.sample_device import SampleDeviceVerifier
@@ -20,9 +21,13 @@ def make_verifiers(config: VerifierConfig, storage: StorageProvider) -> Mapping[
         storage: where verifiers keep what they fetched.
 
     Raises:
-        ConfigError: a trusted root that the configuration names cannot be used.
+        ConfigError: a trusted root or a collateral service that the configuration names cannot be
+            used.
     """
-    verifiers: list[Verifier] = [SnpVerifier(config.snp_verifier, storage)]
+    verifiers: list[Verifier] = [
+        SnpVerifier(config.snp_verifier, storage),
+        *make_dcap_verifiers(config.dcap_verifier, storage),
+    ]
     if config.sample_verifier.enabled:
         verifiers += [SampleVerifier(), SampleDeviceVerifier()]
     return MappingProxyType({verifier.tee: verifier for verifier in verifiers})

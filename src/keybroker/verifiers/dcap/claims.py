@@ -69,9 +69,6 @@ def verdict_claims(verdict: QuoteVerdict) -> dict[str, Any]:
             "tcb_status": verdict.level.status,
             "tcb_date": _rfc3339(verdict.level.date),
             "advisory_ids": list(verdict.level.advisory_ids),
-            "tcb_status_current": verdict.current.status,
-            "tcb_date_current": _rfc3339(verdict.current.date),
-            "advisory_ids_current": list(verdict.current.advisory_ids),
             "tcb_eval_num": min(
                 collateral.tcb_info.tcb_evaluation_data_number,
                 collateral.qe_identity.tcb_evaluation_data_number,
@@ -87,6 +84,10 @@ def verdict_claims(verdict: QuoteVerdict) -> dict[str, Any]:
             "sgx_type": _SGX_TYPES.get(pck.sgx_type, f"Unknown ({pck.sgx_type})"),
         }
     )
+    if verdict.quote.tee is Tee.TDX:
+        claims["tcb_status_current"] = verdict.current.status
+        claims["tcb_date_current"] = _rfc3339(verdict.current.date)
+        claims["advisory_ids_current"] = list(verdict.current.advisory_ids)
     if pck.sgx_type > 0:
         claims["is_dynamic_platform"] = bool(pck.dynamic_platform)
         claims["is_cached_keys"] = bool(pck.cached_keys)

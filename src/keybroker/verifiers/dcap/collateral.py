@@ -12,9 +12,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import dcap_qvl
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -34,6 +33,9 @@ from keybroker.verifiers.dcap.crl import (
 from keybroker.verifiers.dcap.pck import PCK_CAS
 from keybroker.verifiers.dcap.tcb import QeIdentity, TcbInfo
 from keybroker.verifiers.x509 import Certificate, parse_certificates, verify_issued_by
+
+if TYPE_CHECKING:
+    import dcap_qvl
 
 #: Largest part of a collateral in bytes. Intel's largest, a TCB info, has some 10 KiB.
 MAX_PART_BYTES = 1024 * 1024
@@ -107,7 +109,7 @@ class VerifiedCollateral:
     latest_issue: datetime
     earliest_expiration: datetime
     parts: CollateralParts = field(repr=False)
-    prepared: dcap_qvl.QuoteCollateralV3 = field(repr=False)
+    prepared: "dcap_qvl.QuoteCollateralV3" = field(repr=False)
 
 
 def parse_collateral(raw: bytes) -> CollateralParts:
@@ -120,6 +122,20 @@ def parse_collateral(raw: bytes) -> CollateralParts:
         return convert_struct(parse_json(raw), CollateralParts)
     except MalformedError as error:
         raise EvidenceError(f"not collateral: {error}") from None
+
+
+def describe_parts(parts: CollateralParts) -> CollateralKey:
+    """Say what collateral claims to be for, before anything of it is verified.
+
+    Raises:
+        EvidenceError: it does not say it in a way that can be read.
+    """
+    info = _parse(parts.tcb_info, TcbInfo, "TCB info")
+    chain = parse_certificates(parts.pck_crl_issuer_chain.encode("utf-8", "replace"))
+    ca = PCK_CAS.get(chain[0].subject_cn)
+    if ca is None or info.id not in ("SGX", "TDX"):
+        raise EvidenceError("the collateral is of an unknown kind")
+    return CollateralKey(Tee(info.id.lower()), bytes.fromhex(info.fmspc), ca)
 
 
 def verify_collateral(
@@ -234,7 +250,10 @@ def _hex(text: str, what: str) -> bytes:
         raise EvidenceError(f"the {what} of the collateral is not hexadecimal") from None
 
 
-def _prepare(parts: CollateralParts) -> dcap_qvl.QuoteCollateralV3:
+def _prepare(parts: CollateralParts) -> "dcap_qvl.QuoteCollateralV3":
+    # loaded with the first collateral: it takes a tenth of a second, which a start can do without
+    import dcap_qvl
+
     return dcap_qvl.QuoteCollateralV3(
         pck_crl_issuer_chain=parts.pck_crl_issuer_chain,
         root_ca_crl=bytes.fromhex(parts.root_ca_crl),

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-import dcap_qvl
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -173,6 +172,8 @@ def _find_levels(
 def _verify_with_library(
     quote: Quote, collateral: VerifiedCollateral, moment: datetime, level: Level
 ) -> None:
+    import dcap_qvl  # loaded by now, see keybroker.verifiers.dcap.collateral
+
     try:
         report = dcap_qvl.verify_with_root_ca(
             quote.raw, collateral.prepared, collateral.root.der, int(moment.timestamp())

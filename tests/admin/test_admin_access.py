@@ -1,8 +1,10 @@
 """Administrators: their tokens, their roles, and what the rules let them do."""
 
+import asyncio
 import base64
 import hmac
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,20 @@ async def test_keys_come_from_a_set_by_their_kid(tmp_path: Path):
     await access.authorize(bearer(header={"kid": "one"}), "GET", PATH)
     await denied(access, bearer(header={"kid": "two"}))
     await denied(access, bearer())
+
+
+async def test_a_provider_that_does_not_answer_holds_up_no_token_of_another(key_file: str):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/keys"
+        access = await AdminAccess.create(
+            configured(
+                {"issuer": "dead", "jwk_set_uri": url},
+                {"issuer": "ops", "public_key_uri": key_file},
+            )
+        )
+        async with asyncio.timeout(2):
+            await access.authorize(bearer(header={"kid": "any"}), "GET", PATH)
+        await access.close()
 
 
 def test_unset_issuer_and_audience_are_warned_of(key_file: str, caplog: pytest.LogCaptureFixture):

@@ -259,6 +259,26 @@ async def test_a_client_that_leaves_does_not_cancel_the_fetch_of_others(
     assert len(issuer.requests) == 1
 
 
+async def test_a_dead_source_holds_up_no_token_of_another(issuer: Issuer, tls: ssl.SSLContext):
+    issuer.answers["/dead"] = issuer.hang
+    issuer.answers["/keys"] = body(jwks(one=KEY))
+    trust = Trust(trusted_jwk_sets=[issuer.url + "/dead", issuer.url + "/keys"])
+    made = await TokenVerifier.create(trust, tls=tls)
+    async with asyncio.timeout(2):
+        await made.verify(signed())
+        await made.verify(signed())
+    await made.close()
+
+
+async def test_issuers_that_use_one_kid_do_not_hide_each_other(tmp_path: Path):
+    paths = [
+        write(tmp_path / str(number), jwks(one=key)) for number, key in enumerate((KEY, NEW_KEY))
+    ]
+    made = TokenVerifier(Trust(trusted_jwk_sets=paths))
+    for key in (KEY, NEW_KEY):
+        await made.verify(signed(key))
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -1,7 +1,6 @@
 """Which attestation tokens count, and which forgeries do not."""
 
 import asyncio
-import base64
 import hmac
 import json
 import time
@@ -9,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joserfc import jwt
@@ -196,144 +194,6 @@ def test_a_file_that_is_no_key_set_is_a_configuration_error(tmp_path: Path, cont
 def test_a_file_without_a_certificate_is_a_configuration_error(tmp_path: Path, content: bytes):
     with pytest.raises(ConfigError):
         TokenVerifier(Trust(trusted_certs_paths=[write(tmp_path / "ca.pem", content)]))
-
-
-# -- certificate chains ---------------------------------------------------------------------------
-
-_INTERMEDIATES = [certify("int-a", ROOT, path_length=1)]
-_INTERMEDIATES.append(certify("int-b", _INTERMEDIATES[0], path_length=0))
-DEEP_LEAF = certify("deep leaf", _INTERMEDIATES[1], ca=False)
-DECOY = certify("decoy")
-SELF_SIGNED = certify("self-signed", constraints=False)
-OTHER_ROOT = certify("root")
-
-
-@pytest.mark.parametrize(
-    ("leaf", "chain", "trusted"),
-    [
-        (LEAF, [LEAF], [ROOT]),
-        (LEAF, [LEAF, ROOT], [ROOT]),
-        (LEAF, [LEAF], [DECOY, ROOT]),
-        (LEAF, [LEAF], [OTHER_ROOT, ROOT]),
-        (LEAF, [LEAF, OTHER_ROOT, ROOT], [ROOT]),
-        (DEEP_LEAF, [DEEP_LEAF, *_INTERMEDIATES], [ROOT]),
-        (DEEP_LEAF, [DEEP_LEAF, *reversed(_INTERMEDIATES), DECOY], [DECOY, ROOT]),
-        (DEEP_LEAF, [DEEP_LEAF], [*_INTERMEDIATES, ROOT]),
-        (DEEP_LEAF, [DEEP_LEAF], [_INTERMEDIATES[1]]),
-        (DEEP_LEAF, [DEEP_LEAF, _INTERMEDIATES[1]], [_INTERMEDIATES[0]]),
-        (SELF_SIGNED, [SELF_SIGNED], [SELF_SIGNED]),
-        (LEAF, [LEAF], [LEAF]),
-    ],
-)
-async def test_a_chain_to_a_trusted_certificate_endorses_the_key(
-    tmp_path: Path, leaf: Any, chain: list[Any], trusted: list[Any]
-):
-    signed = token(leaf.key, header_with_jwk(leaf.key, x5c=x5c(*chain)))
-    verified = await chain_verifier(tmp_path, *trusted).verify(signed)
-    assert verified.expires_at <= leaf.certificate.not_valid_after_utc.timestamp()
-
-
-def _bad_chains() -> dict[str, tuple[Any, list[Any], list[Any]]]:
-    expired_root = certify("root", days=(-20, -10))
-    expired_int = certify("int", ROOT, days=(-20, -10))
-    no_ca = certify("no ca", ROOT, ca=False)
-    no_constraints = certify("v1", ROOT, constraints=False)
-    no_cert_sign = certify("no sign", ROOT, cert_sign=False)
-    critical = certify("critical", ROOT, critical_unknown=True)
-    tight = certify("tight", ROOT, path_length=0)
-    below_tight = certify("below", tight)
-    small = certify("small", key=rsa.generate_private_key(65537, 1024))
-    deep = ROOT
-    tower = []
-    for level in range(8):
-        deep = certify(f"level {level}", deep)
-        tower.append(deep)
-
-    def leaf(issuer: Any, **options: Any) -> Any:
-        return certify("leaf", issuer, ca=False, **options)
-
-    return {
-        "other root": (made := leaf(DECOY), [made, DECOY], [ROOT]),
-        "root of the same name": (made := leaf(OTHER_ROOT), [made, OTHER_ROOT], [ROOT]),
-        "leaf expired": (made := leaf(ROOT, days=(-20, -10)), [made], [ROOT]),
-        "leaf not yet valid": (made := leaf(ROOT, days=(1, 10)), [made], [ROOT]),
-        "root expired": (made := leaf(expired_root), [made], [expired_root]),
-        "intermediate expired": (made := leaf(expired_int), [made, expired_int], [ROOT]),
-        "intermediate missing": (DEEP_LEAF, [DEEP_LEAF, _INTERMEDIATES[0]], [ROOT]),
-        "issuer is no authority": (made := leaf(no_ca), [made, no_ca], [ROOT]),
-        "issuer without constraints": (
-            made := leaf(no_constraints),
-            [made, no_constraints],
-            [ROOT],
-        ),
-        "issuer may not sign": (made := leaf(no_cert_sign), [made, no_cert_sign], [ROOT]),
-        "unknown critical extension": (made := leaf(critical), [made, critical], [ROOT]),
-        "critical extension in the leaf": (
-            made := leaf(ROOT, critical_unknown=True),
-            [made],
-            [ROOT],
-        ),
-        "path too long for the authority": (
-            made := leaf(below_tight),
-            [made, below_tight, tight],
-            [ROOT],
-        ),
-        "path too long": (made := leaf(deep), [made, *tower], [ROOT]),
-        "leaf not for signing": (made := leaf(ROOT, digital_signature=False), [made], [ROOT]),
-        "weak root": (made := leaf(small), [made], [small]),
-        "leaf of another key": (LEAF, [DEEP_LEAF, *_INTERMEDIATES], [ROOT]),
-        "leaf not first": (LEAF, [ROOT, LEAF], [ROOT]),
-    }
-
-
-BAD_CHAINS = _bad_chains()
-
-
-@pytest.mark.parametrize("case", BAD_CHAINS)
-async def test_a_chain_with_a_fault_endorses_nothing(tmp_path: Path, case: str):
-    leaf, chain, trusted = BAD_CHAINS[case]
-    verifier = chain_verifier(tmp_path, *trusted)
-    await refused(verifier, token(leaf.key, header_with_jwk(leaf.key, x5c=x5c(*chain))))
-
-
-@pytest.mark.parametrize(
-    "member",
-    [
-        None,
-        [],
-        "MII",
-        [7],
-        ["not base64"],
-        [base64.b64encode(b"not a certificate").decode()],
-        x5c(*[LEAF] * 11),
-        {"0": x5c(LEAF)[0]},
-    ],
-)
-async def test_a_malformed_x5c_endorses_nothing(tmp_path: Path, member: Any):
-    verifier = chain_verifier(tmp_path, ROOT)
-    await refused(verifier, token(LEAF.key, header_with_jwk(LEAF.key, x5c=member)))
-
-
-async def test_a_swapped_jwk_under_a_good_chain_is_refused(tmp_path: Path):
-    attacker = ec.generate_private_key(ec.SECP256R1())
-    forged = token(attacker, header_with_jwk(attacker, x5c=x5c(LEAF)))
-    assert "first certificate" in await refused(chain_verifier(tmp_path, ROOT), forged)
-
-
-async def test_a_token_ends_with_the_chain_that_endorses_it(tmp_path: Path):
-    leaf = certify("leaf", ROOT, ca=False, days=(-1, 10))
-    signed = token(
-        leaf.key, header_with_jwk(leaf.key, x5c=x5c(leaf)), claims(exp=int(time.time()) + 10**9)
-    )
-    verified = await chain_verifier(tmp_path, ROOT).verify(signed)
-    assert verified.expires_at == leaf.certificate.not_valid_after_utc.timestamp()
-
-
-async def test_a_chain_with_a_broken_hash_is_refused(tmp_path: Path):
-    root = certify("root")
-    leaf = certify("leaf", root, ca=False, hash_=hashes.SHA224())
-    signed = token(leaf.key, header_with_jwk(leaf.key, x5c=x5c(leaf)))
-    assert "hash" in await refused(chain_verifier(tmp_path, root), signed)
 
 
 # -- forged headers -------------------------------------------------------------------------------
@@ -585,106 +445,6 @@ async def test_a_token_of_another_shape_is_refused(change: Any):
 async def test_a_token_of_200_kib_verifies():
     made = claims(evidence="x" * 200 * 1024)
     assert (await own_verifier().verify(SIGNER.sign(made))).claims == made
-
-
-# -- what is remembered ---------------------------------------------------------------------------
-
-
-async def test_a_verified_token_is_remembered_until_it_expires():
-    verifier = own_verifier()
-    signed = SIGNER.sign(claims())
-    first = await verifier.verify(signed)
-    assert await verifier.verify(signed) is first
-    assert len(first.digest) == 32
-    short = SIGNER.sign(claims(exp=time.time() + 0.05))
-    await verifier.verify(short)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            await verifier.verify(short)
-        except TokenVerifierError as error:
-            assert "expired" in error.diagnostics()
-            return
-        await asyncio.sleep(0)
-    pytest.fail("an expired token was still remembered")
-
-
-async def test_a_refused_token_is_not_remembered(tmp_path: Path):
-    key = ec.generate_private_key(ec.SECP256R1())
-    verifier = own_verifier()
-    for _ in range(2):
-        await refused(verifier, token(key, header_with_jwk(key)))
-    assert len(verifier._tokens) == len(verifier._headers) == 0
-
-
-async def test_what_is_remembered_is_bounded():
-    verifier = insecure_verifier()
-    text = "x" * 50_000
-    for number in range(150):
-        await verifier.verify(SIGNER.sign(claims(number=number, text=text)))
-    assert 0 < len(verifier._tokens) < 150
-
-
-async def test_nothing_of_a_token_shows_in_its_repr():
-    verified = await own_verifier().verify(SIGNER.sign(claims(secret="not to be shown")))
-    assert "not to be shown" not in repr(verified)
-
-
-# -- the key of the TEE ---------------------------------------------------------------------------
-
-_KEY = {"kty": "EC", "crv": "P-256"}
-
-
-def _at(path: list[str], value: Any) -> dict[str, Any]:
-    for name in reversed(path):
-        value = {name: value}
-    return value
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        ["tdx", "attester_runtime_data", "tee-pubkey"],
-        ["tdx", "attester_user_data", "tee-pubkey"],
-        ["customized_claims", "runtime_data", "tee-pubkey"],
-        [
-            "submods",
-            "cpu0",
-            "ear.veraison.annotated-evidence",
-            "runtime_data_claims",
-            "tee-pubkey",
-        ],
-        ["tee-pubkey"],
-    ],
-)
-async def test_the_tee_key_is_found_where_issuers_put_it(path: list[str]):
-    made = {"exp": _now() + 300, **_at(path, _KEY)}
-    assert (await own_verifier().verify(SIGNER.sign(made))).tee_public_key() == _KEY
-
-
-async def test_configured_paths_come_first_and_are_json_pointers():
-    verifier = TokenVerifier(Trust(extra_teekey_paths=["/list/1/a~1b/~0key"]), SIGNER)
-    made = claims(list=[{}, {"a/b": {"~key": _KEY}}], **{"tee-pubkey": {"kty": "RSA"}})
-    assert (await verifier.verify(SIGNER.sign(made))).tee_public_key() == _KEY
-
-
-@pytest.mark.parametrize("value", [None, "text", [_KEY], 7])
-async def test_a_tee_key_that_is_no_object_is_refused(value: Any):
-    made = {"exp": _now() + 300, "tee-pubkey": value}
-    verified = await own_verifier().verify(SIGNER.sign(made))
-    with pytest.raises(TokenVerifierError):
-        verified.tee_public_key()
-
-
-async def test_a_token_without_a_tee_key_says_what_to_configure():
-    verified = await own_verifier().verify(SIGNER.sign({"exp": _now() + 300}))
-    with pytest.raises(TokenVerifierError, match="extra_teekey_paths"):
-        verified.tee_public_key()
-
-
-def test_a_path_that_is_no_json_pointer_is_a_configuration_error():
-    with pytest.raises(ConfigError, match="JSON pointer"):
-        TokenVerifier(Trust(extra_teekey_paths=["tee-pubkey"]), SIGNER)
 
 
 def test_ed25519_issuers_are_known():

@@ -183,19 +183,23 @@ class KeySource:
             except MalformedError as error:
                 raise ConfigError(f"keys from {source}: {error.diagnostics()}") from None
 
-    async def find(self, kid: str | None, print_: str | None = None) -> Sequence[VerificationKey]:
+    def held(self, kid: str | None, print_: str | None = None) -> Sequence[VerificationKey]:
         """Return the keys that may have signed a token with this ``kid`` or header key.
 
-        Waits for a fetch only where the set that is held has no such key.
+        Never waits; what is not fresh any more is fetched in the background.
         """
-        held = self._held()
-        keys = held.find(kid, print_) if held is not None else ()
-        if not keys and self._may_load():
-            await self._load()
-            held = self._held()
-            return held.find(kid, print_) if held is not None else ()
         if time.monotonic() > self._fresh_until and self._may_load():
             self._start_loading()
+        held = self._held()
+        return held.find(kid, print_) if held is not None else ()
+
+    async def find(self, kid: str | None, print_: str | None = None) -> Sequence[VerificationKey]:
+        """Return the keys as :meth:`held`, waiting for a fetch where no such key is held."""
+        keys = self.held(kid, print_)
+        if not keys and self._may_load():
+            # Shielded: one impatient client must not cancel the fetch that others wait for.
+            await asyncio.shield(self._start_loading())
+            keys = self.held(kid, print_)
         return keys
 
     def prefetch(self) -> None:
@@ -219,10 +223,6 @@ class KeySource:
         return (
             self._loading is not None or time.monotonic() >= self._tried_at + MIN_INTERVAL_SECONDS
         )
-
-    async def _load(self) -> None:
-        # Shielded: one impatient client must not cancel the fetch that others wait for.
-        await asyncio.shield(self._start_loading())
 
     def _start_loading(self) -> "asyncio.Task[None]":
         if self._loading is None:
@@ -269,6 +269,27 @@ class KeySource:
         self._set = keys
         self._loaded_at = time.monotonic()
         self._fresh_until = self._loaded_at + min(max(fresh, MIN_FRESH_SECONDS), MAX_FRESH_SECONDS)
+
+
+async def find_keys(
+    sources: Sequence[KeySource], kid: str | None, print_: str | None = None
+) -> Sequence[VerificationKey]:
+    """Return the keys of all sources that may have signed a token.
+
+    A source whose server is down holds nobody up whose key another source has: keys that are held
+    are returned at once, else those of the first source that finds any.
+    """
+    if held := [key for source in sources for key in source.held(kid, print_)]:
+        return held
+    searches = [asyncio.ensure_future(source.find(kid, print_)) for source in sources]
+    try:
+        for search in asyncio.as_completed(searches):
+            if keys := await search:
+                return keys
+    finally:
+        for unfinished in searches:
+            unfinished.cancel()
+    return ()
 
 
 def _read(path: str) -> bytes:

@@ -39,7 +39,7 @@ from keybroker.tokens.jws import (
     parse_verification_key,
     verify_signature,
 )
-from keybroker.tokens.key_sources import KeySource
+from keybroker.tokens.key_sources import KeySource, find_keys
 from keybroker.tokens.remembered import Remembered
 from keybroker.tokens.signer import TokenSigner
 from keybroker.tokens.verified import VerifiedToken, tee_key_pointers
@@ -207,7 +207,7 @@ class TokenVerifier:
         elif header.jwk is not None and shown is not None and self._certificates:
             trusted = await self._endorsed(header, shown)
         if trusted is None:
-            keys = await self._published(header.kid, print_)
+            keys = await find_keys(self._sources, header.kid, print_)
             if keys:
                 # Not remembered: the set may change.
                 return _Trusted(header, keys)
@@ -229,15 +229,6 @@ class TokenVerifier:
                 return None
             raise
         return _Trusted(header, (shown,), until.timestamp())
-
-    async def _published(self, kid: str | None, print_: str | None) -> Sequence[VerificationKey]:
-        if kid is None and print_ is None:
-            return ()
-        for source in self._sources:
-            keys = await source.find(kid, print_)
-            if keys:
-                return keys
-        return ()
 
 
 def _verify_endorsement(

@@ -1,10 +1,13 @@
 """The load generator: it must count and time what happened, and stop at what should not happen."""
 
 import asyncio
+import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from benchmarks.connection import Budget, Connection, UnexpectedAnswerError, content_length

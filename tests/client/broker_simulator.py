@@ -206,15 +206,25 @@ class BrokerSimulator:
         allowed = question["path"] not in self.denied
         rule = {
             "rule": "policy/allow",
-            "line": 7,
+            "line": 6,
+            "head": "allow := true",
             "expression": 'status == "affirming"',
+            "expression_line": 7,
             "claim": "submods.cpu0.ear.status",
             "value": "warning",
-            "reference_value": "affirming",
+        }
+        appraised = {
+            "rule": "executables",
+            "line": 40,
+            "expression": "measurement in query_reference_value(name)",
+            "claim": "input.snp.measurement",
+            "value": "aa",
+            "reference": "snp_measurement",
+            "reference_value": ["bb"],
         }
         return {
             "allowed": allowed,
-            "appraisal": {"cpu0": {"ear.status": "warning"}},
+            "appraisal": {"cpu0": {"status": "warning", "rules": [appraised]}},
             "rules": [] if allowed else [rule],
         }
 

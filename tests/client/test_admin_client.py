@@ -68,9 +68,11 @@ def test_a_denial_is_explained(simulator: BrokerSimulator, admin: AdminClient) -
     simulator.denied.add("default/key/1")
     explanation = admin.explain("default/key/1", token)
     assert not explanation.allowed
-    assert explanation.appraisal == {"cpu0": {"ear.status": "warning"}}
     (rule,) = explanation.rules
-    assert (rule.line, rule.value, rule.reference_value) == (7, "warning", "affirming")
+    assert (rule.line, rule.expression_line, rule.value) == (6, 7, "warning")
+    (device,) = explanation.appraisal
+    assert (device.submodule, device.status) == ("cpu0", "warning")
+    assert device.rules[0].reference_value == ["bb"]
 
 
 async def test_the_async_client_does_the_same(simulator: BrokerSimulator) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keybroker.cli.client_output import explanation_lines
 from keybroker.client.errors import ClientError, InputError, ProtocolError
 from keybroker.client.exchange import Answer, refuse
 from keybroker.client.explanation import read_explanation
@@ -105,7 +106,9 @@ def test_an_explanation_of_any_shape_is_read(document: dict[str, Any]) -> None:
 
 @given(json_values)
 def test_a_rule_of_any_shape_is_read(rule: Any) -> None:
-    read_explanation({"rules": [rule, {"rule": rule, "line": rule, "expression": rule}]})
+    rules = [rule, {"rule": rule, "line": rule, "expression": rule, "reference": rule}]
+    explanation = read_explanation({"rules": rules, "appraisal": {"cpu0": {"rules": rules}}})
+    assert all(isinstance(line, str) for line in explanation_lines(explanation))
 
 
 @given(st.text(max_size=30) | st.text(max_size=30).map(lambda text: "kbs://" + text))

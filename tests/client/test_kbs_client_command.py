@@ -214,7 +214,7 @@ def test_a_denial_is_explained_to_an_administrator(
     explain = ("get-resource", "--path", PATH, "--explain", "--admin-token-file", admin_token)
     assert run(*explain) == 1
     assert run.out == ""
-    for expected in ("line 7", 'is "warning"', 'expected "affirming"', "cpu0"):
+    for expected in ("line 7", 'is "warning"', 'snp_measurement is ["bb"]', "cpu0 is warning"):
         assert expected in run.err
     assert run(*explain, "--json") == 1
     first, second = run.err.splitlines()

@@ -53,22 +53,29 @@ def warn(text: str) -> None:
 
 def explanation_lines(explanation: Explanation) -> Iterator[str]:
     """Write an explanation as lines of text."""
-    yield "The policy allows it." if explanation.allowed else "The policy denies it, because:"
+    if explanation.allowed:
+        yield "The resource policy allows it."
+    else:
+        yield "The resource policy denies it; of its rules, these do not hold:"
     for rule in explanation.rules:
         yield from _rule_lines(rule)
-    if explanation.appraisal:
-        yield "The appraisal of the evidence:"
-        for name, submodule in explanation.appraisal.items():
-            yield f"  {name}: {_short(submodule)}"
+    for device in explanation.appraisal:
+        reason = "; of the attestation policy, these rules do not hold:" if device.rules else "."
+        yield f"The evidence of {device.submodule} is {device.status or 'not appraised'}{reason}"
+        for rule in device.rules:
+            yield from _rule_lines(rule)
 
 
 def _rule_lines(rule: RuleExplanation) -> Iterator[str]:
-    place = f" (line {rule.line})" if rule.line is not None else ""
-    yield f"  {rule.rule or 'rule'}{place}: {rule.expression or 'did not hold'}"
+    line = rule.expression_line if rule.expression_line is not None else rule.line
+    place = f", line {line}" if line is not None else ""
+    yield f"  {rule.head or rule.rule or 'a rule'}{place}: {rule.expression or 'does not hold'}"
     if rule.claim is not None:
         yield f"    {rule.claim} is {_short(rule.value)}"
-    if rule.reference_value is not None:
-        yield f"    expected {_short(rule.reference_value)}"
+    if rule.reference is not None:
+        expected = rule.reference_value
+        known = "unknown" if expected is None else _short(expected)
+        yield f"    reference value {rule.reference} is {known}"
 
 
 def _short(value: Any) -> str:

@@ -20,12 +20,13 @@ Both have a twin for asyncio. Errors are in :mod:`keybroker.client.errors`, sour
 
 from keybroker.client.admin import AdminClient, AsyncAdminClient
 from keybroker.client.errors import BrokerError, ClientError
-from keybroker.client.explanation import Explanation, RuleExplanation
+from keybroker.client.explanation import AppraisalExplanation, Explanation, RuleExplanation
 from keybroker.client.guest import AsyncGuestClient, GuestClient
 from keybroker.client.tee_key import KeyKind, TeeKeyPair
 
 __all__ = [
     "AdminClient",
+    "AppraisalExplanation",
     "AsyncAdminClient",
     "AsyncGuestClient",
     "BrokerError",

@@ -91,6 +91,7 @@ def test_another_generation_is_refused():
         SoftwareSnpPlatform.create("Rome")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_a_field_never_spills_over(data):
     if len(data) > 64:
@@ -102,7 +103,7 @@ def test_a_field_never_spills_over(data):
         assert raw[0x50:0x90] == data.ljust(64, b"\0")
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.tuples(*[st.integers(0, 255)] * 4), st.sampled_from(GENERATIONS), st.integers(3, 5))
 def test_evidence_is_json_with_the_members_of_the_sev_crate(levels, generation, version):
     bootloader, tee, snp, microcode = levels

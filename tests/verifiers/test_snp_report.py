@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keybroker.model.errors import EvidenceError
@@ -274,6 +274,7 @@ def test_a_table_of_another_form_is_refused(chain):
         parse_evidence({**EVIDENCE, "cert_chain": chain})
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=2000), st.sampled_from([None, *Generation]))
 def test_bytes_of_another_size_are_refused(raw, processor):
     if len(raw) != REPORT_BYTES:
@@ -281,6 +282,7 @@ def test_bytes_of_another_size_are_refused(raw, processor):
             parse_report(raw, processor=processor)
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=REPORT_BYTES, max_size=REPORT_BYTES), st.integers(2, 5))
 def test_random_reports_parse_or_are_refused_in_one_way(raw, version):
     try:
@@ -298,12 +300,14 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_any_json_is_refused_in_one_way(value):
     with pytest.raises(EvidenceError):
         parse_evidence(value)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(EVIDENCE["attestation_report"])), JSON)
 def test_any_json_in_place_of_a_field_parses_or_is_refused_in_one_way(name, value):
     try:
@@ -312,6 +316,7 @@ def test_any_json_in_place_of_a_field_parses_or_is_refused_in_one_way(name, valu
         pass
 
 
+@settings(deadline=None)
 @given(JSON, JSON)
 def test_any_json_as_a_certificate_parses_or_is_refused_in_one_way(kind, data):
     try:

@@ -34,6 +34,9 @@ MAX_PEM_CERTIFICATES = 16
 #: Most extensions in a certificate; a VCEK has a dozen.
 _MAX_EXTENSIONS = 64
 
+#: Longest common name in bytes: RFC 5280 appendix A.1 has 64 characters. It appears in messages.
+_MAX_COMMON_NAME_BYTES = 256
+
 BASIC_CONSTRAINTS = "2.5.29.19"
 KEY_USAGE = "2.5.29.15"
 _COMMON_NAME = "2.5.4.3"
@@ -252,6 +255,8 @@ def _common_name(name: bytes) -> str:
             tag, value = attribute.any()
             attribute.finish()
             if oid == _COMMON_NAME:
+                if len(value) > _MAX_COMMON_NAME_BYTES:
+                    raise DerError("a common name is too long")
                 if tag not in (der.UTF8_STRING, der.PRINTABLE_STRING, der.IA5_STRING):
                     raise DerError("a common name is not a UTF-8, printable or IA5 string")
                 try:

@@ -1,7 +1,9 @@
 """Full disks, read-only directories, damaged and foreign files: a clear error, nothing lost."""
 
 import asyncio
+import contextlib
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -125,6 +127,35 @@ async def test_a_file_that_is_no_database_is_refused(content: bytes, tmp_path: P
     (tmp_path / "sqlite" / "keybroker.db").write_bytes(content)
     with pytest.raises(StorageError):
         await opened_store(opened("Sqlite", tmp_path))
+
+
+async def test_a_damaged_database_gives_values_or_an_error_and_nothing_else(tmp_path: Path) -> None:
+    provider = opened("Sqlite", tmp_path)
+    store = await opened_store(provider)
+    for n in range(200):
+        await store.set(f"key/{n}", b"%d" % n * 20)
+    await provider.close()
+    path = tmp_path / "sqlite" / "keybroker.db"
+    whole = path.read_bytes()
+    dice = random.Random(7)
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for _ in range(dice.randint(1, 200)):
+            damaged[dice.randrange(100, len(damaged))] = dice.randrange(256)
+        path.write_bytes(damaged)
+        for leftover in path.parent.glob("keybroker.db-*"):
+            leftover.unlink()
+        provider = opened("Sqlite", tmp_path)
+        with contextlib.suppress(StorageError):
+            store = await opened_store(provider)
+            for operation in (
+                store.get("key/7"), store.version("key/8"), store.set("key/9", b"v"),
+                store.delete("key/10"), store.keys(), store.items(), store.revision(),
+                store.replace("key/11", b"v", expected=b"w"),
+            ):  # fmt: skip
+                with contextlib.suppress(StorageError):
+                    await operation
+        await provider.close()
 
 
 async def test_the_database_of_another_program_is_left_alone(tmp_path: Path) -> None:

@@ -137,7 +137,8 @@ def restart_with_settings(config: HttpServerConfig) -> None:
     environment = os.environ | openssl_environment(config, _runtime_directory())
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 # nosec B606 - ourselves
+    # No other program: the arguments that this one was started with.
+    os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 # nosec B606
 
 
 def _runtime_directory() -> Path:

@@ -167,7 +167,8 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 # nosec B506 - a SafeLoader
+    # The linters do not see that the loader is a SafeLoader.
+    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 # nosec B506
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {

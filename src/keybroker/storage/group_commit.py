@@ -34,7 +34,7 @@ class GroupCommit:
     """The writer of one database in this process."""
 
     def __init__(
-        self, connection: sqlite3.Connection, explain: Callable[[sqlite3.Error], StorageError]
+        self, connection: sqlite3.Connection, explain: Callable[[Exception], StorageError]
     ) -> None:
         """Start the thread; it owns the connection from now on and closes it.
 
@@ -100,9 +100,9 @@ class GroupCommit:
     def _commit(self, group: list[_Write]) -> None:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:  # another process holds the lock: so for each of them
+        except Exception as error:  # another process holds the lock: so for each of them
             for write in group:
-                _fail(write, self._explain(error))
+                _fail(write, self._explained(error))
             return
         try:
             results = [write.operation(self._connection) for write in group]
@@ -110,12 +110,7 @@ class GroupCommit:
         except Exception as error:
             self._roll_back()
             if len(group) == 1:
-                _fail(
-                    group[0],
-                    self._explain(error)
-                    if isinstance(error, sqlite3.Error)
-                    else StorageError(f"a write failed: {type(error).__name__}"),
-                )
+                _fail(group[0], self._explained(error))
                 return
             # One of them spoilt it for all (or the disk is full): each alone, each its own result.
             for write in group:
@@ -124,9 +119,14 @@ class GroupCommit:
         for write, result in zip(group, results, strict=True):
             _succeed(write, result)
 
+    def _explained(self, error: Exception) -> StorageError:
+        if isinstance(error, StorageError):
+            return error
+        return self._explain(error)
+
     def _roll_back(self) -> None:
         if self._connection.in_transaction:  # some errors have rolled back already
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
                 self._connection.execute("ROLLBACK")
 
 

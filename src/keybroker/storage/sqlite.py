@@ -12,6 +12,7 @@ The file must be on a local disk: WAL needs shared memory, which network file sy
 """
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import time
@@ -59,6 +60,9 @@ _EXPLANATIONS = {
     "SQLITE_IOERR": "the disk failed or is full",
 }
 
+#: A damaged file can also make a message that is not UTF-8, which Python then cannot decode.
+DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+
 
 class SqliteDatabase:
     """One database file: a connection to read, one to list, and a thread to write."""
@@ -81,11 +85,15 @@ class SqliteDatabase:
         except OSError as error:
             raise StorageError(f"{path} cannot be opened for writing: {error.strerror}") from error
         try:
-            writer = self._connect(_WRITE_BUSY_MS)
-            self._prepare(writer, durable)
-            self._reader = self._connect(_READ_BUSY_MS)
-            self._lister = self._connect(_READ_BUSY_MS)
-        except sqlite3.Error as error:
+            with contextlib.ExitStack() as opened:
+                writer = opened.enter_context(contextlib.closing(self._connect(_WRITE_BUSY_MS)))
+                self._prepare(writer, durable)
+                self._reader = opened.enter_context(
+                    contextlib.closing(self._connect(_READ_BUSY_MS))
+                )
+                self._lister = self._connect(_READ_BUSY_MS)
+                opened.pop_all()  # all are open, so they stay
+        except DATABASE_ERRORS as error:
             raise self.explain(error) from error
         self._listing = asyncio.Lock()
         self._writer = GroupCommit(writer, self.explain)
@@ -120,11 +128,23 @@ class SqliteDatabase:
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         connection.execute("COMMIT")
 
-    def explain(self, error: sqlite3.Error) -> StorageError:
+    def explain(self, error: Exception) -> StorageError:
         """Say what an error of the database means for the administrator."""
+        if isinstance(error, UnicodeDecodeError):
+            return StorageError(f"{self._path}: the file is damaged")
         name = getattr(error, "sqlite_errorname", "")
         known = next((text for code, text in _EXPLANATIONS.items() if name.startswith(code)), "")
         return StorageError(f"{self._path}: {known or 'the database failed'} ({name}: {error})")
+
+    def blob(self, value: object) -> bytes:
+        """Return the value of a BLOB column, which a damaged file may hold as something else.
+
+        Raises:
+            StorageError: it is something else.
+        """
+        if not isinstance(value, bytes):
+            raise StorageError(f"{self._path}: the file is damaged (a value is no BLOB)")
+        return value
 
     def select(self, statement: str, *parameters: object) -> tuple[object, ...] | None:
         """Return one row, on the calling thread, which must always be the same.
@@ -134,7 +154,7 @@ class SqliteDatabase:
         """
         try:
             row: tuple[object, ...] | None = self._reader.execute(statement, parameters).fetchone()
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             raise self.explain(error) from error
         return row
 
@@ -148,7 +168,7 @@ class SqliteDatabase:
         def select() -> list[tuple[object, ...]]:
             try:
                 return self._lister.execute(statement, parameters).fetchall()
-            except sqlite3.Error as error:
+            except DATABASE_ERRORS as error:
                 raise self.explain(error) from error
 
         async with self._listing:
@@ -194,7 +214,7 @@ class SqliteStore:
             self._namespace,
             check_key(key),
         )
-        return None if row is None else row[0]  # type: ignore[return-value] # a BLOB column
+        return None if row is None else self._database.blob(row[0])
 
     async def version(self, key: str) -> object | None:
         row = self._database.select(
@@ -249,7 +269,7 @@ class SqliteStore:
         rows = await self._database.select_all(
             "SELECT key, value FROM entries WHERE namespace = ? ORDER BY key", self._namespace
         )
-        return dict(rows)  # type: ignore[arg-type] # a TEXT and a BLOB column
+        return {str(key): self._database.blob(value) for key, value in rows}
 
     async def revision(self) -> object:
         row = self._database.select(
@@ -261,7 +281,7 @@ class SqliteStore:
         row = connection.execute(
             "SELECT value FROM entries WHERE namespace = ? AND key = ?", (self._namespace, key)
         ).fetchone()
-        return None if row is None else row[0]
+        return None if row is None else self._database.blob(row[0])
 
     def _put(self, connection: sqlite3.Connection, key: str, value: bytes) -> None:
         connection.execute(

@@ -25,11 +25,11 @@ class Output:
         """Print a result in the form that was asked for."""
         print(json.dumps(document, ensure_ascii=False) if self.as_json else text)
 
-    def error(self, error: ClientError) -> None:
+    def error(self, error: ClientError, *, with_hint: bool = True) -> None:
         """Print what went wrong and what to do next."""
         if not self.as_json:
             print(f"{PROGRAM}: {error}", file=sys.stderr)
-            if hint := error.hint():
+            if with_hint and (hint := error.hint()):
                 print(f"  {hint}", file=sys.stderr)
             return
         document: dict[str, Any] = {"error": str(error), "hint": error.hint()}

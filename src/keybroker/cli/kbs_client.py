@@ -65,7 +65,7 @@ def _get_resource(options: argparse.Namespace, output: Output) -> int:
         except DeniedError as error:
             if not options.explain:
                 raise
-            output.error(error)
+            output.error(error, with_hint=False)  # what it would suggest is done here
             with _admin(options) as admin:
                 output.explanation(admin.explain(options.path, token))
             return 1

@@ -1,5 +1,6 @@
 """SEV-SNP evidence: recorded on hardware, and made in software with one thing wrong."""
 
+import base64
 import json
 import random
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,13 @@ from keybroker.model.tee import Tee, TeeClass
 from keybroker.softtee.snp import Flaw, SoftwareSnpPlatform
 from keybroker.verifiers.interface import ExpectedBinding
 from keybroker.verifiers.snp_chain import ChainVerifier, verify_report
-from keybroker.verifiers.snp_report import Generation, SigningKey, SnpReport, parse_report
+from keybroker.verifiers.snp_report import (
+    REPORT_BYTES,
+    Generation,
+    SigningKey,
+    SnpReport,
+    parse_report,
+)
 from keybroker.verifiers.snp_roots import amd_anchors, load_extra_anchor
 
 GENERATIONS = ["Milan", "Genoa", "Turin"]
@@ -72,6 +79,49 @@ def verify_recorded(raw: bytes, certificate: bytes, kind: SigningKey) -> SnpRepo
 def test_recorded_reports_verify(evidence_dir: Path, kind):
     raw, certificate, _, signing = recorded(evidence_dir, kind)
     assert verify_recorded(raw, certificate, signing).signing_key is signing
+
+
+def azure_report(folder: Path, name: str) -> tuple[bytes, bytes]:
+    """Take the SNP report and the VCEK out of recorded evidence of an Azure guest."""
+    value = json.loads((folder / f"evidence-{name}.json").read_bytes())
+    hcl = value.get("hcl_report") or value["report"]
+    raw = bytes(hcl) if isinstance(hcl, list) else base64.urlsafe_b64decode(hcl + "==")
+    vcek = value["vcek"]
+    # the report follows the 32 bytes of the HCL header
+    report = raw[32 : 32 + REPORT_BYTES]
+    return report, vcek.encode() if "-" in vcek[:5] else base64.urlsafe_b64decode(vcek + "==")
+
+
+@pytest.mark.parametrize("name", ["v0", "v1", "v2", "genoa"])
+def test_recorded_reports_of_azure_guests_verify(evidence_dir: Path, name):
+    raw, vcek = azure_report(evidence_dir / "az-snp-vtpm", name)
+    generation = Generation.GENOA if name == "genoa" else Generation.MILAN
+    endorsement = ChainVerifier(amd_anchors()).verify(
+        vcek, kind=SigningKey.VCEK, generation=generation, at=RECORDED_AT
+    )
+    report = verify_report(parse_report(raw, processor=generation), endorsement)
+    assert endorsement.hardware_id == report.chip_id
+    assert report.vmpl == 0
+
+
+def test_a_key_of_another_kind_or_generation_does_not_speak_for_a_report(platform_of, tmp_path):
+    keys = {}
+    for generation in ("Milan", "Genoa"):
+        platform, root = platform_of(generation), tmp_path / generation
+        root.write_bytes(platform.chain_pem())
+        for kind in SigningKey:
+            keys[generation, kind] = ChainVerifier([load_extra_anchor(root)]).verify(
+                platform.vek(kind).certificate,
+                kind=kind,
+                generation=Generation(generation),
+                at=datetime.now(UTC),
+            )
+    report = parse_report(platform_of("Milan").report(b""))
+    verify_report(report, keys["Milan", SigningKey.VCEK])
+    with pytest.raises(EvidenceError, match="the certificate is of a VLEK"):
+        verify_report(report, keys["Milan", SigningKey.VLEK])
+    with pytest.raises(EvidenceError, match="the certificate is for Genoa"):
+        verify_report(report, keys["Genoa", SigningKey.VCEK])
 
 
 @pytest.mark.parametrize("name", ["test-vcek-invalid-legacy.der", "test-vcek-invalid-new.der"])

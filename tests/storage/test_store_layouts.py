@@ -135,14 +135,14 @@ async def test_a_file_changed_in_place_is_noticed(tmp_path: Path) -> None:
     assert await store.revision() != revision
 
 
-async def test_storing_in_clear_is_said_once_a_namespace(
+async def test_storing_in_clear_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider = opened("LocalFs", tmp_path)
     await provider.namespace("repository")
-    await provider.namespace("repository")
+    await provider.namespace("kbs")
     assert [record.getMessage() for record in caplog.records] == [
-        "namespace repository is stored in clear in LocalFs"
+        "values are stored in clear in LocalFs"
     ]
     encrypted = opened("LocalFs+", tmp_path)
     caplog.clear()

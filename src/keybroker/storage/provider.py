@@ -36,7 +36,7 @@ def open_storage(
 
     Args:
         config: the ``storage_backend`` table.
-        keyring: master keys; None: values are stored in clear, which is logged.
+        keyring: master keys; None: values are stored in clear, which is said in the log.
         encrypt_local_fs: encrypt in LocalFs as well.
         accept_plaintext: read values stored before encryption was switched on.
 
@@ -102,6 +102,7 @@ class _Storage:
         self._encrypted_types = {StorageType.SQLITE, StorageType.LOCAL_JSON}
         if encrypt_local_fs:
             self._encrypted_types.add(StorageType.LOCAL_FS)
+        self._said_in_clear: set[StorageType] = set()
         self._stores: dict[tuple[str, StorageType], KeyValueStore] = {}
         self._databases: dict[Path, SqliteDatabase] = {}
         self._opening = asyncio.Lock()
@@ -127,8 +128,9 @@ class _Storage:
             return EncryptedStore(
                 store, self._keyring, name, accept_plaintext=self._accept_plaintext
             )
-        if type_ is not StorageType.MEMORY:
-            _log.warning("namespace %s is stored in clear in %s", name, type_.value)
+        if type_ is not StorageType.MEMORY and type_ not in self._said_in_clear:
+            self._said_in_clear.add(type_)
+            _log.warning("values are stored in clear in %s", type_.value)
         return store
 
     def _open(self, name: str, type_: StorageType) -> ComparingStore:

@@ -375,6 +375,23 @@ async def test_a_hundred_evaluations_at_once_keep_their_claims_apart(house: Hous
         assert status == ("affirming" if number % 2 else "warning")
 
 
+async def test_an_appraisal_is_explained_by_trust_claim(house: House) -> None:
+    await house.register({**GOOD, "snp_microcode": [116]})
+    traces = await house.service.explain("default_cpu", {"snp": SNP}, ["hardware"])
+    assert [(trace.rule, trace.value, trace.reference_value) for trace in traces] == [
+        ("hardware", 115, [116])
+    ]
+    assert await house.service.explain("default_cpu", {"snp": SNP}, []) == []
+    assert await house.service.explain("absent_cpu", {"snp": SNP}, ["hardware"]) == []
+
+
+async def test_a_policy_without_a_rule_for_each_trust_claim_is_explained_too(house: House) -> None:
+    source = 'package policy\ntrust_claims := {"hardware": 97} { input.old }\n'
+    await house.service.set_policy("flat_cpu", source)
+    (trace,) = await house.service.explain("flat_cpu", {"snp": SNP}, ["hardware"])
+    assert (trace.rule, trace.claim) == ("trust_claims", "input.old")
+
+
 def test_every_class_of_device_has_a_policy() -> None:
     folder = Path(__file__).parents[2] / "src/keybroker/attestation_service/policies"
     assert {path.stem for path in folder.glob("*.rego")} == set(builtin_policies())

@@ -179,13 +179,12 @@ class AttestationService:
         source = await self._policies.source(policy_id)
         if source is None or not trust_claims:
             return []
-        traces = await explain(
-            source,
-            claims,
-            reference_values=(await self._reference_values.snapshot()).values,
-            # A rule's name cannot hold the hyphens of a trust claim's.
-            rules=[claim.replace("-", "_") for claim in trust_claims],
-        )
+        values = (await self._reference_values.snapshot()).values
+        # Most policies have a rule for each trust claim; a rule's name cannot hold the hyphens.
+        rules = [claim.replace("-", "_") for claim in trust_claims]
+        traces = await explain(source, claims, reference_values=values, rules=rules)
+        if not traces:
+            traces = await explain(source, claims, reference_values=values, rules=["trust_claims"])
         return [trace for trace in traces if trace.holds is not True]
 
     @property

@@ -1,6 +1,7 @@
 """Attesters: configfs TSM over a tree that answers as the kernel does; forms of evidence."""
 
 import base64
+import errno
 import json
 import os
 import shutil
@@ -196,6 +197,27 @@ def test_a_tee_that_cannot_be_used_is_not_silently_a_sample(tmp_path: Path) -> N
     (tmp_path / "dev/sev-guest").touch()
     with pytest.raises(AttesterError, match="sev-guest"):
         detect(tmp_path)
+
+
+@pytest.mark.parametrize(("provider", "tee"), [("sev_guest", Tee.SNP), ("tdx_guest", Tee.TDX)])
+def test_the_machines_own_tee_is_found(tmp_path: Path, provider: str, tee: Tee) -> None:
+    (tmp_path / "sys/kernel/config/tsm/report").mkdir(parents=True)
+    assert detect(tmp_path, entry=TsmTree(provider, b"").entry).tee is tee
+
+
+@pytest.mark.parametrize("reason", [errno.ENXIO, errno.EACCES, errno.EROFS])
+def test_only_a_kernel_without_any_tee_makes_a_sample(tmp_path: Path, reason: int) -> None:
+    @contextmanager
+    def refused(root: Path) -> Iterator[Path]:
+        raise OSError(reason, os.strerror(reason), str(root))
+        yield root
+
+    (tmp_path / "sys/kernel/config/tsm/report").mkdir(parents=True)
+    if reason == errno.ENXIO:
+        assert isinstance(detect(tmp_path, entry=refused), SampleAttester)
+        return
+    with pytest.raises(AttesterError, match=os.strerror(reason)):
+        detect(tmp_path, entry=refused)
 
 
 def test_the_sample_device_is_added_on_request() -> None:

@@ -6,7 +6,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from keybroker.client.attesters.configfs_tsm import TSM_REPORT_ROOT, ConfigfsTsmAttester
+from keybroker.client.attesters.configfs_tsm import (
+    TSM_REPORT_ROOT,
+    ConfigfsTsmAttester,
+    EntryMaker,
+    report_entry,
+)
 from keybroker.client.attesters.interface import Attester
 from keybroker.client.attesters.sample import SampleAttester, SampleDeviceAttester
 from keybroker.client.errors import AttesterError
@@ -20,7 +25,7 @@ _TEE_DEVICES = ("dev/sev-guest", "dev/tdx_guest")
 _SAMPLE_DEVICE_VARIABLE = "ENABLE_SAMPLE_DEVICE"
 
 
-def detect(root: Path = Path("/")) -> Attester:
+def detect(root: Path = Path("/"), *, entry: EntryMaker = report_entry) -> Attester:
     """Return the attester of this machine: TDX or SNP through configfs, else the sample one.
 
     A machine that has a TEE which cannot be used is an error rather than a sample: a guest must
@@ -28,6 +33,7 @@ def detect(root: Path = Path("/")) -> Attester:
 
     Args:
         root: of the file system.
+        entry: how a TSM report directory comes and goes.
 
     Raises:
         AttesterError: there is a TEE, and it cannot be used.
@@ -35,7 +41,7 @@ def detect(root: Path = Path("/")) -> Attester:
     report_root = root / TSM_REPORT_ROOT.relative_to("/")
     if report_root.is_dir():
         try:
-            return ConfigfsTsmAttester(report_root)
+            return ConfigfsTsmAttester(report_root, entry=entry)
         except AttesterError as error:
             if not _is_without_provider(error):
                 raise

@@ -20,6 +20,7 @@ from keybroker.config.service import (
     SessionConfig,
 )
 from keybroker.config.storage import EncryptionConfig, StorageBackendConfig, StorageType
+from keybroker.config.workloads import WorkloadsConfig
 
 
 class KbsConfig(Section, kw_only=True, frozen=True):
@@ -31,6 +32,7 @@ class KbsConfig(Section, kw_only=True, frozen=True):
         attestation_service: None: the table is absent; see :attr:`attestation`.
         session_storage_type: another back end than the broker's, for sessions alone.
         encryption: None: values are stored in clear.
+        workloads: None: registered workloads are not served.
     """
 
     http_server: HttpServerConfig = HttpServerConfig()
@@ -42,6 +44,7 @@ class KbsConfig(Section, kw_only=True, frozen=True):
     plugins: tuple[PluginConfig, ...] = ()
 
     encryption: EncryptionConfig | None = None
+    workloads: WorkloadsConfig | None = None
     session: SessionConfig = SessionConfig()
     metrics: MetricsConfig = MetricsConfig()
     release: ReleaseConfig = ReleaseConfig()

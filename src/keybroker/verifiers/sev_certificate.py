@@ -18,7 +18,8 @@ All integers are little-endian, those of keys and signatures too. What is not co
 (unused slots, padding) must be as AMD's firmware leaves it, so that no two certificates differ in
 bytes that nobody vouches for.
 
-Specification: AMD 55766, Secure Encrypted Virtualization API, revision 3.24, appendix C.
+Specification: AMD 55766, Secure Encrypted Virtualization API, revision 3.24, appendix C (platform
+certificates) and B (AMD certificates).
 """
 
 from dataclasses import dataclass, field

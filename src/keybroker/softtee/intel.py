@@ -56,6 +56,7 @@ class Terms:
         crl_next_update: of the revocation lists, where it is to differ.
         evaluation: the TCB evaluation data number.
         required: security version numbers that the platform must have; default: those it has.
+        lower: numbers of a second level below, which is OutOfDate; default: there is none.
         revoked: serial numbers of revoked PCK certificates.
         revoked_by_root: serial numbers that the root revokes: of a CA, or the TCB signer.
     """
@@ -72,6 +73,7 @@ class Terms:
     crl_next_update: datetime | None = None
     evaluation: int = 17
     required: TcbNumbers | None = None
+    lower: TcbNumbers | None = None
     revoked: Iterable[int] = ()
     revoked_by_root: Iterable[int] = ()
 
@@ -356,16 +358,9 @@ def _moment(moment: datetime) -> str:
 
 def _tcb_info(platform: SoftwareIntelPlatform, tee: str, terms: Terms) -> dict[str, Any]:
     required = terms.required if terms.required is not None else platform.numbers
-    tcb: dict[str, Any] = {
-        "sgxtcbcomponents": [{"svn": svn} for svn in required.sgx],
-        "pcesvn": required.pce,
-    }
-    level = {
-        "tcb": tcb,
-        "tcbDate": _moment(terms.tcb_date),
-        "tcbStatus": terms.tcb_status,
-        **({"advisoryIDs": list(terms.advisory_ids)} if terms.advisory_ids else {}),
-    }
+    levels = [(required, terms.tcb_status, terms.tcb_date)]
+    if terms.lower is not None:
+        levels.append((terms.lower, "OutOfDate", terms.tcb_date - _YEAR))
     info: dict[str, Any] = {
         "id": tee.upper(),
         "version": 3,
@@ -377,26 +372,37 @@ def _tcb_info(platform: SoftwareIntelPlatform, tee: str, terms: Terms) -> dict[s
         "tcbEvaluationDataNumber": terms.evaluation,
     }
     if tee == "tdx":
-        tcb["tdxtcbcomponents"] = [{"svn": svn} for svn in required.tdx]
-        module = {
-            "mrsigner": "00" * 48,
-            "attributes": "00" * 8,
-            "attributesMask": "FF" * 8,
-        }
+        module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
+        statuses = (terms.module_status, "OutOfDate")
+        module_levels = [
+            _level({"isvsvn": numbers.tdx[0]}, date, status, terms.module_advisory_ids)
+            for (numbers, _, date), status in zip(levels, statuses, strict=False)
+        ]
         info["tdxModule"] = module
-        module_level = {
-            "tcb": {"isvsvn": required.tdx[0]},
-            "tcbDate": _moment(terms.tcb_date),
-            "tcbStatus": terms.module_status,
-            **(
-                {"advisoryIDs": list(terms.module_advisory_ids)}
-                if terms.module_advisory_ids
-                else {}
-            ),
-        }
-        info["tdxModuleIdentities"] = [{"id": "TDX_01", **module, "tcbLevels": [module_level]}]
-    info["tcbLevels"] = [level]
+        info["tdxModuleIdentities"] = [{"id": "TDX_01", **module, "tcbLevels": module_levels}]
+    info["tcbLevels"] = [
+        _level(_numbers(numbers, tee), date, status, terms.advisory_ids)
+        for numbers, status, date in levels
+    ]
     return info
+
+
+def _numbers(numbers: TcbNumbers, tee: str) -> dict[str, Any]:
+    tcb: dict[str, Any] = {
+        "sgxtcbcomponents": [{"svn": svn} for svn in numbers.sgx],
+        "pcesvn": numbers.pce,
+    }
+    if tee == "tdx":
+        tcb["tdxtcbcomponents"] = [{"svn": svn} for svn in numbers.tdx]
+    return tcb
+
+
+def _level(
+    tcb: dict[str, Any], date: datetime, status: str, advisory_ids: Sequence[str]
+) -> dict[str, Any]:
+    level = {"tcb": tcb, "tcbDate": _moment(date), "tcbStatus": status}
+    # as Intel writes it: without advisories there is no such member
+    return {**level, "advisoryIDs": list(advisory_ids)} if advisory_ids else level
 
 
 def _qe_identity(tee: str, terms: Terms) -> dict[str, Any]:
@@ -414,11 +420,6 @@ def _qe_identity(tee: str, terms: Terms) -> dict[str, Any]:
         "mrsigner": enclave.mr_signer.hex().upper(),
         "isvprodid": enclave.product,
         "tcbLevels": [
-            {
-                "tcb": {"isvsvn": enclave.svn},
-                "tcbDate": _moment(terms.tcb_date),
-                "tcbStatus": terms.qe_status,
-                **({"advisoryIDs": list(terms.qe_advisory_ids)} if terms.qe_advisory_ids else {}),
-            }
+            _level({"isvsvn": enclave.svn}, terms.tcb_date, terms.qe_status, terms.qe_advisory_ids)
         ],
     }

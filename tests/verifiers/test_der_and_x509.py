@@ -99,6 +99,25 @@ def test_a_pss_salt_of_another_length_is_refused():
         verify_signed_by(parse_certificate(raw), RSA_KEY.public_key())
 
 
+def test_a_pss_mask_with_another_hash_is_refused():
+    scheme = padding.PSS(padding.MGF1(hashes.SHA384()), 32)
+    raw, _ = make_certificate(RSA_KEY, rsa_padding=scheme)
+    with pytest.raises(EvidenceError, match="two different hashes"):
+        verify_signed_by(parse_certificate(raw), RSA_KEY.public_key())
+
+
+def test_who_may_not_sign_certificates_by_its_key_usage_cannot_issue():
+    constraints, _ = issuer_extensions()
+    usage = Extension("2.5.29.15", writer.bit_string(b"\x80", unused_bits=7), critical=True)
+    raw = issue_certificate(
+        subject="a", issuer="a", public_key=RSA_KEY.public_key(), signing_key=RSA_KEY,
+        not_before=START, not_after=END, extensions=[constraints, usage],
+    )  # fmt: skip
+    certificate = parse_certificate(raw)
+    with pytest.raises(EvidenceError, match="key usage"):
+        verify_issued_by(certificate, certificate)
+
+
 def test_who_is_no_ca_cannot_issue():
     certificate = parse_certificate(make_certificate(ca=False)[0])
     with pytest.raises(EvidenceError, match="not a CA"):

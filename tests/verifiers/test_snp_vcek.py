@@ -160,7 +160,7 @@ async def test_a_kept_certificate_that_does_not_verify_is_fetched_anew(
         (Behaviour.NOT_FOUND, "status 404"),
         (Behaviour.LIE, "another chip"),
         (Behaviour.GARBAGE, "not the certificate"),
-        (Behaviour.HUGE, "larger than"),
+        (Behaviour.HUGE, "the answer is larger than"),
         (Behaviour.COMPRESSED, "compressed"),
         (Behaviour.REDIRECT, "status 302"),
         (Behaviour.HANG, "no answer within"),

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from keybroker.model.errors import EvidenceError
 from keybroker.model.tee import Tee, TeeClass
+from keybroker.softtee.certificates import Extension
 from keybroker.softtee.snp import Flaw, SoftwareSnpPlatform
 from keybroker.verifiers.interface import ExpectedBinding
-from keybroker.verifiers.snp_chain import ChainVerifier, verify_report
+from keybroker.verifiers.snp_chain import HARDWARE_ID, ChainVerifier, verify_report
 from keybroker.verifiers.snp_report import (
     REPORT_BYTES,
     Generation,
@@ -256,6 +258,25 @@ def with_certificate(evidence: dict, kind: str, certificate: bytes) -> list[dict
         {**entry, "data": list(certificate)} if entry["cert_type"] == kind else entry
         for entry in evidence["cert_chain"]
     ]
+
+
+async def test_a_key_on_another_curve_is_refused(milan, snp_verifier):
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    evidence = milan.evidence(b"")
+    certificate = milan.vek_certificate("vcek", key)
+    evidence["cert_chain"] = with_certificate(evidence, "VCEK", certificate)
+    assert "not on P-384" in await refusal(snp_verifier(milan), evidence)
+
+
+async def test_a_vlek_for_one_chip_is_refused(milan, snp_verifier):
+    evidence = milan.evidence(b"", signing="vlek")
+    certificate = milan.vek_certificate(
+        "vlek",
+        milan.vek("vlek").key.public_key(),
+        further_extensions=(Extension(HARDWARE_ID, milan.chip_id),),
+    )
+    evidence["cert_chain"] = with_certificate(evidence, "VLEK", certificate)
+    assert "has a hardware id" in await refusal(snp_verifier(milan), evidence)
 
 
 async def test_a_vlek_without_its_certificate_is_said_to_need_it(milan, snp_verifier):

@@ -1,6 +1,7 @@
 """What a guest does, as scripts for a connection: one class for each kind of operation."""
 
 import json
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,9 @@ from keybroker.softtee.snp import SoftwareSnpPlatform
 #: What the resource scenarios ask for.
 RESOURCE_PATH = "bench/key/1"
 
+#: Of the one image that all guests run but for the scenario of unseen ones.
+_MEASUREMENT = bytes(range(48))
+
 _COOKIE_START = f"set-cookie: {SESSION_COOKIE}=".encode()
 
 
@@ -44,6 +48,7 @@ class Scenario:
 
     Attributes:
         tee: ``sample`` or ``snp``.
+        unseen_image: each operation is of a guest with another launch measurement.
         maximum_ratio: target: CPU time at most this many times the bare cryptography's.
         maximum_cpu: target: CPU time in seconds.
     """
@@ -51,6 +56,7 @@ class Scenario:
     operation: Operation
     tee: Tee = Tee.SAMPLE
     key: KeyKind = KeyKind.P256
+    unseen_image: bool = False
     maximum_ratio: float | None = None
     maximum_cpu: float | None = None
 
@@ -61,7 +67,8 @@ class Scenario:
             case Operation.AUTH:
                 return "auth"
             case Operation.HANDSHAKE:
-                return f"handshake {self.tee.value}"
+                image = ", unseen image" if self.unseen_image else ""
+                return f"handshake {self.tee.value}{image}"
         return f"{self.operation.value}, {self.key.value}"
 
 
@@ -69,6 +76,7 @@ SCENARIOS = (
     Scenario(Operation.AUTH, maximum_cpu=100e-6),
     Scenario(Operation.HANDSHAKE, Tee.SAMPLE),
     Scenario(Operation.HANDSHAKE, Tee.SNP, maximum_ratio=3.0),
+    Scenario(Operation.HANDSHAKE, Tee.SNP, unseen_image=True),
     Scenario(Operation.COOKIE, key=KeyKind.P256),
     Scenario(Operation.COOKIE, key=KeyKind.RSA2048),
     Scenario(Operation.BEARER, key=KeyKind.P256, maximum_ratio=4.0),
@@ -77,16 +85,28 @@ SCENARIOS = (
 
 
 class _SnpAttester:
-    """Signs reports as a software platform does; the certificates are encoded only once."""
+    """Guests of one image on a chip of its own; every report is of another guest.
+
+    The certificates are encoded only once.
+    """
 
     tee = Tee.SNP
 
-    def __init__(self, platform: SoftwareSnpPlatform) -> None:
+    def __init__(self, platform: SoftwareSnpPlatform, *, unseen_image: bool) -> None:
         self._platform = platform
-        self._chain = msgspec.Raw(msgspec.json.encode(platform.evidence(b"")["cert_chain"]))
+        self._unseen_image = unseen_image
+        self._chip_id = os.urandom(len(platform.hardware_id)).ljust(64, b"\0")
+        chain = platform.evidence(b"", chip_id=self._chip_id)["cert_chain"]
+        self._chain = msgspec.Raw(msgspec.json.encode(chain))
 
     def evidence(self, report_data: bytes) -> Any:
-        evidence = self._platform.evidence(report_data, with_table=False)
+        evidence = self._platform.evidence(
+            report_data,
+            with_table=False,
+            chip_id=self._chip_id,
+            report_id=os.urandom(32),
+            measurement=os.urandom(48) if self._unseen_image else _MEASUREMENT,
+        )
         return {**evidence, "cert_chain": self._chain}
 
 
@@ -96,7 +116,9 @@ def make_script(scenario: Scenario, url: str, platform_folder: Path | None) -> S
     if scenario.tee is Tee.SNP:
         if platform_folder is None:
             raise ValueError("the SNP scenario needs a software platform")
-        attester = _SnpAttester(SoftwareSnpPlatform.load(platform_folder))
+        attester = _SnpAttester(
+            SoftwareSnpPlatform.load(platform_folder), unseen_image=scenario.unseen_image
+        )
     if scenario.operation is Operation.AUTH:
         return _Auth(url, attester)
     handshake = _Handshake(url, attester, TeeKeyPair.generate(scenario.key))

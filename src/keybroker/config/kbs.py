@@ -9,6 +9,7 @@ from keybroker.config.attestation import (
     BuiltInAttestationConfig,
 )
 from keybroker.config.http_server import HttpServerConfig
+from keybroker.config.key_transfer import KeyTransferConfig
 from keybroker.config.plugins import PluginConfig
 from keybroker.config.section import Section
 from keybroker.config.service import (
@@ -33,6 +34,7 @@ class KbsConfig(Section, kw_only=True, frozen=True):
         session_storage_type: another back end than the broker's, for sessions alone.
         encryption: None: values are stored in clear.
         workloads: None: registered workloads are not served.
+        key_transfer: None: nothing is served on ``/kbs/v1``.
     """
 
     http_server: HttpServerConfig = HttpServerConfig()
@@ -44,6 +46,7 @@ class KbsConfig(Section, kw_only=True, frozen=True):
     plugins: tuple[PluginConfig, ...] = ()
 
     encryption: EncryptionConfig | None = None
+    key_transfer: KeyTransferConfig | None = None
     workloads: WorkloadsConfig | None = None
     session: SessionConfig = SessionConfig()
     metrics: MetricsConfig = MetricsConfig()

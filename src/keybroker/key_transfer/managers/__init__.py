@@ -1,0 +1,1 @@
+"""Key managers: where keys are kept, behind one interface."""

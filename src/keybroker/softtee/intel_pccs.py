@@ -48,6 +48,7 @@ class SoftwarePccs:
         behaviour: how it answers from now on.
         terms: what its collateral says from now on.
         requests: the paths with query that it was asked for, in order.
+        asked: set by the first request.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class SoftwarePccs:
         self.behaviour = Behaviour.HONEST
         self.terms = terms if terms is not None else Terms()
         self.requests: list[str] = []
+        self.asked = threading.Event()
         self._intel = intel
         self._platforms = {(p.fmspc, p.ca): p for p in platforms}
         self._lock = threading.Lock()
@@ -114,7 +116,12 @@ class SoftwarePccs:
     def _handle(self, handler: BaseHTTPRequestHandler) -> None:
         with self._lock:
             self.requests.append(handler.path)
+            self.asked.set()
             behaviour = self.behaviour
+        if self._closing.is_set():
+            # a connection that was kept open ends with the service
+            handler.close_connection = True
+            return
         match behaviour:
             case Behaviour.HANG:
                 self._closing.wait()

@@ -82,6 +82,17 @@ class PcsSource:
     def name(self) -> str:
         return self._base
 
+    @property
+    def root_crl_url(self) -> str:
+        """Where the root's revocation list is.
+
+        Raises:
+            SourceError: nobody says it.
+        """
+        if self._is_intel:
+            return _intel_root_crl_url()
+        return f"{self._base}/sgx/certification/v4/rootcacrl"
+
     async def fetch(self, key: CollateralKey) -> CollateralParts:
         """See :class:`keybroker.verifiers.dcap.source.CollateralSource`."""
         if self._client is None:
@@ -90,7 +101,6 @@ class PcsSource:
         update = f"update={self._update_type.value}"
         tee = f"{self._base}/{key.tee.value}/certification/v4"
         sgx = f"{self._base}/sgx/certification/v4"
-        root_crl_url = _intel_root_crl_url() if self._is_intel else f"{sgx}/rootcacrl"
         try:
             async with asyncio.timeout(self._timeout_seconds), asyncio.TaskGroup() as group:
                 tcb = group.create_task(
@@ -98,7 +108,7 @@ class PcsSource:
                 )
                 qe = group.create_task(self._get(client, f"{tee}/qe/identity?{update}"))
                 crl = group.create_task(self._get(client, f"{sgx}/pckcrl?ca={key.ca}&encoding=der"))
-                root = group.create_task(self._get(client, root_crl_url))
+                root = group.create_task(self._get(client, self.root_crl_url))
         except TimeoutError:
             raise SourceError(
                 f"no answer within {self._timeout_seconds:g} s", unavailable=True
@@ -191,18 +201,17 @@ def _chain(headers: httpx.Headers, *names: str) -> str:
 
 def _crl(body: bytes) -> bytes:
     """Read a revocation list as services send it: DER, PEM, or DER in hexadecimal."""
-    if body.startswith(b"\x30"):
-        # "0" is also how hexadecimal begins; a list is never that short
-        try:
-            return bytes.fromhex(body.decode("ascii"))
-        except ValueError:
-            return body
+    if body.startswith((b"\x30\x81", b"\x30\x82")):
+        return body
     if match := _PEM_CRL.search(body):
         try:
             return base64.b64decode(b"".join(match[1].split()), validate=True)
         except binascii.Error:
             raise SourceError("a revocation list is not base64") from None
-    raise SourceError("the answer is not a revocation list")
+    try:
+        return bytes.fromhex(body.decode("ascii"))
+    except ValueError:
+        raise SourceError("the answer is not a revocation list") from None
 
 
 def _intel_root_crl_url() -> str:

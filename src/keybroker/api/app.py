@@ -19,9 +19,12 @@ from keybroker.api.exchange import BodyLimits
 from keybroker.api.kbs_v0.face import PREFIX, KbsFace
 from keybroker.api.metrics import Metrics
 from keybroker.api.pages import ReadinessCheck, routes
+from keybroker.api.workload.assembly import open_workloads
+from keybroker.api.workload.face import API_PATH, WorkloadFace
 from keybroker.attestation_service.service import AttestationService, open_attestation_service
 from keybroker.config.attestation import BuiltInAttestationConfig
 from keybroker.config.kbs import KbsConfig
+from keybroker.config.workloads import WorkloadsConfig
 from keybroker.kbs.admin import AdminAccess
 from keybroker.kbs.broker import Broker
 from keybroker.kbs.decision import ALLOW_RULE, RESOURCE_POLICY_ID, Decisions
@@ -33,6 +36,7 @@ from keybroker.policy.store import VERDICT_NAMESPACE, PolicyStore
 from keybroker.storage.interface import KeyValueStore, StorageProvider
 from keybroker.storage.provider import open_configured_storage
 from keybroker.tokens.verifier import TokenVerifier
+from keybroker.workloads.service import WorkloadService, clean_up
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +53,22 @@ class Application:
     The faces are asked first and without a router between: they carry all the load.
     """
 
-    def __init__(self, config: KbsConfig, put_in_force: str | None = None) -> None:
+    def __init__(
+        self, config: KbsConfig, put_in_force: str | None = None, workload_port: int | None = None
+    ) -> None:
         self._config = config
         self._put_in_force = put_in_force
+        self._workload_port = workload_port
+        self._workload_listener: ASGIApp | None = None
         self._faces: list[tuple[str, ASGIApp]] = []
         self._pages = Starlette(lifespan=self._lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request to its face."""
         if scope["type"] == "http":
+            if self._workload_listener is not None and scope["server"][1] == self._workload_port:
+                await self._workload_listener(scope, receive, send)
+                return
             path = scope["path"]
             for prefix, face in self._faces:
                 if path.startswith(prefix):
@@ -120,24 +131,29 @@ class Application:
         )
         readiness["storage"] = lambda: _storage_problem(keys)
         readiness["resource policy"] = lambda: _policy_problem(policies)
-        limits = BodyLimits(
-            max_bytes=config.http_server.payload_bytes,
-            seconds=config.limits.request_timeout_seconds,
-        )
         face = KbsFace(
             broker,
             metrics,
-            limits=limits,
+            limits=_limits(config),
             max_attestations=config.limits.max_attestations_in_flight,
             secure=not config.http_server.insecure_http,
         )
         self._faces.append((PREFIX + "/", face))
+        documents = {"": "kbs"}
+        if config.workloads is not None:
+            documents[config.workloads.prefix] = "workloads"
+            workloads = await open_workloads(
+                config, config.workloads, storage, _session_keys(config, keys)
+            )
+            stack.push_async_callback(workloads.close)
+            self._jobs.append(lambda: clean_up(workloads, every=CLEANUP_SECONDS))
+            self._mount_workloads(config.workloads, workloads, admin, metrics)
         pages.router.routes.extend(
             routes(
                 metrics=metrics,
                 jwks=attestation.jwks if attestation is not None else None,
                 readiness=readiness,
-                documents={"": "kbs"} if config.openapi.enabled else {},
+                documents=documents if config.openapi.enabled else {},
                 show_metrics=config.metrics.enabled,
             )
         )
@@ -160,16 +176,49 @@ class Application:
     async def _sessions(self, storage: StorageProvider, keys: KeyValueStore) -> Sessions:
         config = self._config
         assert config.attestation is not None
-        key_file = config.session.key_file
         return Sessions(
-            SessionKeys(
-                keys,
-                read_session_secret(key_file) if key_file is not None else None,
-                config.session.rotation_hours * 3600,
-            ),
+            _session_keys(config, keys),
             await storage.namespace("kbs_protocol_session", config.session_storage_type),
             lifetime=config.attestation.timeout * 60,
         )
+
+    def _mount_workloads(
+        self,
+        config: WorkloadsConfig,
+        service: WorkloadService,
+        admin: AdminAccess,
+        metrics: Metrics,
+    ) -> None:
+        def face(prefix: str) -> WorkloadFace:
+            return WorkloadFace(
+                service,
+                admin,
+                metrics,
+                prefix=prefix,
+                limits=_limits(self._config),
+                open_registration=config.open_registration,
+                secure=not self._config.http_server.insecure_http,
+            )
+
+        self._faces.append((config.prefix + API_PATH + "/", face(config.prefix)))
+        if self._workload_port is not None:
+            self._workload_listener = face("")
+
+
+def _session_keys(config: KbsConfig, keys: KeyValueStore) -> SessionKeys:
+    key_file = config.session.key_file
+    return SessionKeys(
+        keys,
+        read_session_secret(key_file) if key_file is not None else None,
+        config.session.rotation_hours * 3600,
+    )
+
+
+def _limits(config: KbsConfig) -> BodyLimits:
+    return BodyLimits(
+        max_bytes=config.http_server.payload_bytes,
+        seconds=config.limits.request_timeout_seconds,
+    )
 
 
 async def open_resource_policies(storage: StorageProvider) -> PolicyStore:
@@ -185,14 +234,17 @@ async def open_resource_policies(storage: StorageProvider) -> PolicyStore:
     return policies
 
 
-def create_app(config: KbsConfig, *, put_in_force: str | None = None) -> Application:
+def create_app(
+    config: KbsConfig, *, put_in_force: str | None = None, workload_port: int | None = None
+) -> Application:
     """Make the application; it opens storage and keys when its lifespan starts.
 
     Args:
         config: what to serve.
         put_in_force: name of a built-in resource policy that replaces the stored one at start.
+        workload_port: port of the listener that serves registered workloads alone, if there is one.
     """
-    return Application(config, put_in_force)
+    return Application(config, put_in_force, workload_port)
 
 
 async def _kept_key(store: KeyValueStore, name: str) -> bytes:

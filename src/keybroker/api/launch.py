@@ -11,6 +11,7 @@ from keybroker.api.server import addresses_of, bind, serve
 from keybroker.api.tls import restart_with_settings, server_context
 from keybroker.config.kbs import KbsConfig
 from keybroker.config.storage import StorageType
+from keybroker.model.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +49,19 @@ def launch(
     from keybroker.api.app import create_app
 
     sockets = bind(http.sockets)
+    workload_port = None
+    if config.workloads is not None and config.workloads.socket is not None:
+        own = bind([config.workloads.socket])
+        workload_port = own[0].getsockname()[1]
+        if any(listener.getsockname()[1] == workload_port for listener in sockets):
+            raise ConfigError("workloads.socket: the port must be another than http_server's")
+        sockets += own
     urls = addresses_of(sockets, secure=tls is not None)
     logger.info("listening on %s with %d worker(s)", ", ".join(urls), workers)
     if listening is not None:
         listening(urls)
     return serve(
-        lambda: create_app(config, put_in_force=resource_policy),
+        lambda: create_app(config, put_in_force=resource_policy, workload_port=workload_port),
         sockets,
         workers=workers,
         tls=tls,

@@ -121,9 +121,10 @@ def test_reference_values_decide_between_affirming_and_contraindicated(
                 other.get_resource(PATH)
         told = administrator.explain(PATH, token)
         assert not told.allowed
-        reasons = told.appraisal["cpu0"]["rules"]
-        wanted = [rule for rule in reasons if "snp_launch_measurement" in str(rule)]
-        assert wanted and GOOD.hex() in str(wanted)
+        (cpu,) = told.appraisal
+        wanted = [rule for rule in cpu.rules if "snp_launch_measurement" in str(rule.expression)]
+        assert [rule.reference_value for rule in wanted] == [[GOOD.hex()]]
+        assert wanted[0].value == bytes(48).hex()
 
 
 @pytest.mark.parametrize("flaw", [Flaw.BAD_SIGNATURE, Flaw.OTHER_ROOT, Flaw.OTHER_CHIP])

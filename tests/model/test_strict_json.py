@@ -107,3 +107,30 @@ def test_canonical_json_means_the_same(value: Any) -> None:
 def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
     with pytest.raises(MalformedError):
         canonical_json(value)
+
+
+@given(json_values, st.sampled_from([(",", ":"), (", ", ": ")]))
+def test_the_fast_way_and_the_slow_way_read_the_same(
+    value: Any, separators: tuple[str, str]
+) -> None:
+    raw = json.dumps(value, separators=separators, ensure_ascii=False)
+    try:
+        encoded = raw.encode()
+    except UnicodeEncodeError:
+        return
+    assert parse_json(encoded) == json.loads(raw)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":1,"b":[1,{"c":1,"c":2}]}',
+        '[1,{"a":1,"a":1}]',
+        '[[1,2,{"x":{"y":1,"y":2}}]]',
+        '{"a":"x","a":"y"}',
+        "[1" + ",[1" * 40 + "]" * 41,
+    ],
+)
+def test_nothing_hides_behind_a_number_in_a_list(text: str) -> None:
+    with pytest.raises(MalformedError):
+        parse_json(text.encode())

@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from keybroker import __version__
 from keybroker.api.exchange import BodyLimits
 from keybroker.api.kbs_v0.face import PREFIX, KbsFace
+from keybroker.api.kbs_v1.face import PREFIX as KEY_TRANSFER_PREFIX
+from keybroker.api.kbs_v1.face import KeyTransferFace
 from keybroker.api.metrics import Metrics
 from keybroker.api.pages import ReadinessCheck, routes
 from keybroker.api.workload.assembly import open_workloads
@@ -31,6 +33,7 @@ from keybroker.kbs.decision import ALLOW_RULE, RESOURCE_POLICY_ID, Decisions
 from keybroker.kbs.plugins.registry import make_plugins
 from keybroker.kbs.policies import RESOURCE_POLICIES, resource_policy
 from keybroker.kbs.sessions import SessionKeys, Sessions, read_session_secret
+from keybroker.key_transfer.service import open_key_transfer
 from keybroker.model.errors import ConfigError, KeybrokerError
 from keybroker.policy.store import VERDICT_NAMESPACE, PolicyStore
 from keybroker.storage.interface import KeyValueStore, StorageProvider
@@ -148,6 +151,21 @@ class Application:
             stack.push_async_callback(workloads.close)
             self._jobs.append(lambda: clean_up(workloads, every=CLEANUP_SECONDS))
             self._mount_workloads(config.workloads, workloads, admin, metrics)
+        if config.key_transfer is not None:
+            documents[KEY_TRANSFER_PREFIX] = "key-transfer"
+            key_transfer = await open_key_transfer(
+                config.key_transfer, storage, stack, attestation=attestation, tokens=token_verifier
+            )
+            readiness["key transfer"] = key_transfer.problem
+            self._jobs.append(key_transfer.clean_up)
+            key_transfer_face = KeyTransferFace(
+                key_transfer,
+                metrics,
+                limits=_limits(config),
+                max_attestations=config.limits.max_attestations_in_flight,
+                pages=pages,
+            )
+            self._faces.append((KEY_TRANSFER_PREFIX + "/", key_transfer_face))
         pages.router.routes.extend(
             routes(
                 metrics=metrics,

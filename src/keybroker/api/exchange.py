@@ -46,6 +46,8 @@ async def read_body(scope: Scope, receive: Receive, limits: BodyLimits) -> bytes
         RequestTimeoutError: the client stalls.
     """
     announced = header(scope, b"content-length")
+    if announced is None and header(scope, b"transfer-encoding") is None:
+        return b""  # a request without a body has nothing to wait for (RFC 9112, section 6.3)
     if announced is not None and (not announced.isdigit() or int(announced) > limits.max_bytes):
         raise TooLargeError(f"content-length {announced[:20]!r}")
     message = await _receive(receive, limits.seconds)

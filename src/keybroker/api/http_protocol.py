@@ -40,16 +40,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what arrives before a head is complete."""
+        """Count what arrives before a head is complete, and give the rest of it its time."""
         if self._in_head:
             self._head_bytes += len(data)
-            if self._head_timer is None:
-                self._arm()
         super().data_received(data)
-        overlong = self._in_head and self._head_bytes > MAX_HEAD_BYTES
-        if overlong and not self.transport.is_closing():
+        if not self._in_head or self.transport.is_closing():
+            return
+        if self._head_bytes > MAX_HEAD_BYTES:
             self.transport.write(_HEAD_TOO_LARGE)
             self.transport.close()
+        elif self._head_timer is None and self._head_bytes:
+            self._arm()
 
     def on_message_begin(self) -> None:
         """A further request on the connection begins."""
@@ -64,7 +65,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """What follows is the head of the next request."""
+        """What follows is the head of the next request, whose time starts with its first byte."""
         self._in_head = True
         super().on_message_complete()
 

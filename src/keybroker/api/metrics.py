@@ -20,6 +20,9 @@ ResourceLabels = Literal["hashed", "plain", "off"]
 _DURATION_BUCKETS = (0.0005, 0.001, 0.005, 0.01, 0.05, 0.5, 1.0)
 _SIZE_BUCKETS = (32, 128, 512, 2048, 8192)
 
+#: Resources whose counters are at hand; others are looked up each time.
+REMEMBERED_COUNTERS = 4096
+
 
 class Metrics:
     """The metrics of one process, or of all workers where they share a directory.
@@ -35,6 +38,7 @@ class Metrics:
         self._registry = registry
         self._resource_labels = resource_labels
         self._label_key = label_key
+        self._resource_counters: dict[tuple[str, str], Counter] = {}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
@@ -96,8 +100,24 @@ class Metrics:
             multiprocess_mode="max",
         ).labels(version, "", "").set(1)
 
-    def resource_label(self, path: str) -> str:
-        """Return the label of a resource path, as configured."""
+    def resource(self, method: str, path: str) -> Counter | None:
+        """Return the counter of a method on a resource, or None where none counts it."""
+        known = self._resource_counters.get((method, path))
+        if known is not None:
+            return known
+        counter = {
+            "GET": self.resource_reads,
+            "POST": self.resource_writes,
+            "DELETE": self.resource_deletes,
+        }.get(method)
+        if counter is None:
+            return None
+        found: Counter = counter.labels(self._resource_label(path))
+        if len(self._resource_counters) < REMEMBERED_COUNTERS:
+            self._resource_counters[method, path] = found
+        return found
+
+    def _resource_label(self, path: str) -> str:
         if self._resource_labels == "plain":
             return path
         if self._resource_labels == "off":

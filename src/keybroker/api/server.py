@@ -120,9 +120,16 @@ def serve(
         uvicorn.Server(config).run(sockets=list(sockets))
 
     if workers == 1:
+        _expect_stop_signals()
         work()
         return 0
     return _Supervisor(work, workers).run()
+
+
+def _expect_stop_signals() -> None:
+    """Make a stop signal an orderly end: uvicorn raises it once more when it has shut down."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda _number, _frame: None)
 
 
 def _has_uvloop() -> bool:
@@ -164,8 +171,7 @@ class _Supervisor:
         # In the worker: nothing of the supervisor's may run on, whatever happens below.
         code = 1
         try:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _expect_stop_signals()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
             self._work()
             code = 0

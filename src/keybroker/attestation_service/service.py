@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keybroker.attestation_service.appraisals import AppraisalMemory, Question
 from keybroker.attestation_service.challenge import agree_on_hash
 from keybroker.attestation_service.ear import (
     TRUST_CLAIMS,
@@ -62,6 +63,9 @@ ENTRYPOINTS = (TRUST_CLAIMS_RULE, EXTENSIONS_RULE)
 #: Requests in one evaluation: the CPU and its devices. A server holds sixteen GPUs.
 MAX_REQUESTS = 64
 
+#: Longer lists of claims (event logs, measurements) are encoded and signed on the workbench.
+_FEW = 32
+
 
 @dataclass(frozen=True, slots=True)
 class _Device:
@@ -71,6 +75,15 @@ class _Device:
     runtime_data: Any
     init_data: Any
     policy: CompiledPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class _Annotated:
+    """A device with its claims as the result will show them, and what its policy is asked."""
+
+    of: _Device
+    annotated: dict[str, Any]
+    question: Question
 
 
 class AttestationService:
@@ -97,6 +110,7 @@ class AttestationService:
         self._policies = policies
         self._reference_values = reference_values
         self._config = config
+        self._appraisals = AppraisalMemory()
 
     def challenge_parameters(self, tee: Tee, extra_params: Any) -> tuple[HashAlgorithm, Any]:
         """Choose the hash for the report data, and what the challenge's extra-params say.
@@ -134,7 +148,10 @@ class AttestationService:
             device for found in await self._verify_all(requests, policy_id) for device in found
         ]
         reference_values = (await self._reference_values.snapshot()).values
-        return await run(self._issue, devices, policy_id, reference_values)
+        appraised = [self._prepare(device, reference_values) for device in devices]
+        if all(self._is_quick(device) for device in appraised):
+            return self._issue(appraised, policy_id)
+        return await run(self._issue, appraised, policy_id)
 
     async def set_policy(self, policy_id: str, source: str) -> None:
         """Put an attestation policy in force.
@@ -252,16 +269,31 @@ class AttestationService:
         except NotFoundError as error:
             raise PolicyEngineError(error.diagnostics()) from None
 
-    def _issue(
-        self, devices: Sequence[_Device], policy_id: str, reference_values: Mapping[str, Any]
-    ) -> str:
+    def _prepare(self, device: _Device, reference_values: Mapping[str, Any]) -> _Annotated:
+        evidence = device.evidence
+        annotated = annotate(
+            evidence.tee.value,
+            evidence.claims,
+            device.init_data,
+            device.runtime_data,
+            verbose=self._config.verbose_token,
+        )
+        question = self._appraisals.question(device.policy, annotated, reference_values)
+        return _Annotated(device, annotated, question)
+
+    def _is_quick(self, device: _Annotated) -> bool:
+        """Whether signing what is known costs less than a visit to the workbench."""
+        return self._appraisals.recall(device.question) is not None and not any(
+            isinstance(value, list) and len(value) > _FEW
+            for value in device.of.evidence.claims.values()
+        )
+
+    def _issue(self, devices: Sequence[_Annotated], policy_id: str) -> str:
         indices: Counter[str] = Counter()
         submods: dict[str, Any] = {}
         for device in devices:
-            tee_class = device.evidence.tee_class.value
-            submods[f"{tee_class}{indices[tee_class]}"] = self._appraise(
-                device, policy_id, reference_values
-            )
+            tee_class = device.of.evidence.tee_class.value
+            submods[f"{tee_class}{indices[tee_class]}"] = self._appraise(device, policy_id)
             indices[tee_class] += 1
         config = self._config
         now = int(time.time())
@@ -279,18 +311,8 @@ class AttestationService:
             }
         )
 
-    def _appraise(
-        self, device: _Device, policy_id: str, reference_values: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        evidence = device.evidence
-        annotated = annotate(
-            evidence.tee.value,
-            evidence.claims,
-            device.init_data,
-            device.runtime_data,
-            verbose=self._config.verbose_token,
-        )
-        answers = device.policy.evaluate(annotated, reference_values=reference_values).values
+    def _appraise(self, device: _Annotated, policy_id: str) -> dict[str, Any]:
+        answers = self._appraisals.ask(device.question)
         try:
             if TRUST_CLAIMS_RULE in answers:
                 trust_claims = parse_trust_claims(answers[TRUST_CLAIMS_RULE])
@@ -300,9 +322,9 @@ class AttestationService:
             extensions = parse_extensions(answers.get(EXTENSIONS_RULE, []))
         except PolicyEngineError as error:
             raise PolicyEngineError(
-                f"policy {device.policy.name!r}: {error.diagnostics()}"
+                f"policy {device.of.policy.name!r}: {error.diagnostics()}"
             ) from None
-        return appraisal(trust_claims, extensions, annotated, policy_id)
+        return appraisal(trust_claims, extensions, device.annotated, policy_id)
 
 
 async def _bind_init_data(request: VerificationRequest) -> BoundData:

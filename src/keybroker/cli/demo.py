@@ -125,14 +125,14 @@ def _show(claims: dict[str, Any]) -> None:
 
 
 def _tell(explanation: Explanation) -> None:
-    for name, appraisal in explanation.appraisal.items():
-        print(f"  {name}: {appraisal['status']}")
-        for rule in appraisal["rules"]:
-            print(f"    {rule['rule']}, line {rule['line']}: {rule['expression']}")
-            if rule.get("claim") is not None:
-                print(f"      the evidence says   {_short(rule.get('value'))}")
-            if "reference_value" in rule:
-                print(f"      reference values    {_short(rule.get('reference_value'))}")
+    for appraisal in explanation.appraisal:
+        print(f"  {appraisal.submodule}: {appraisal.status}")
+        for rule in appraisal.rules:
+            print(f"    {rule.rule}, line {rule.line}: {rule.expression}")
+            if rule.claim is not None:
+                print(f"      the evidence says   {_short(rule.value)}")
+            if rule.reference_value is not None:
+                print(f"      reference values    {_short(rule.reference_value)}")
 
 
 def _claims(token: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Every write is atomic and durable: a process killed at any instant leaves the ol
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Protocol
 
 from keybroker.model.errors import MalformedError
@@ -20,6 +21,7 @@ _KEY = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-./]*")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_\-]+")
 
 
+@lru_cache(maxsize=4096)
 def check_key(key: str) -> str:
     """Return the key if it may be used.
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import time
 
 from starlette.types import Message, Receive, Scope, Send
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 #: Where the face is mounted.
 PREFIX = "/kbs/v0"
+
+#: Segments that are neither empty nor ``.`` nor ``..``, of visible ASCII without escapes.
+_PATH = re.compile(rb"/kbs/v0(?:/(?!\.{1,2}(?:/|$))[!-$&-.0-~]+)+")
+_PREFIX_SEGMENTS = PREFIX.count("/") + 1
 
 #: Longer than any path of the protocol: a plugin, and three names of a resource.
 MAX_PATH_LENGTH = 1024
@@ -121,18 +126,10 @@ class KbsFace:
             self._metrics.policy_evaluations.inc()
             self._metrics.policy_approvals.inc()
         if name == "resource" and rest:
-            self._count_resource(method, "/".join(rest))
+            counter = self._metrics.resource(method, "/".join(rest))
+            if counter is not None:
+                counter.inc()
         await send(out, 200, answer.body, answer.media_type)
-
-    def _count_resource(self, method: str, path: str) -> None:
-        metrics = self._metrics
-        counter = {
-            "GET": metrics.resource_reads,
-            "POST": metrics.resource_writes,
-            "DELETE": metrics.resource_deletes,
-        }.get(method)
-        if counter is not None:
-            counter.labels(metrics.resource_label(path)).inc()
 
 
 def _segments(scope: Scope) -> tuple[str, ...]:
@@ -141,15 +138,11 @@ def _segments(scope: Scope) -> tuple[str, ...]:
     No name of the protocol needs an escape, so an escaped path is a trick (``%2f``, ``%00``,
     ``%2e%2e``) or a mistake: there is nothing under it.
     """
-    path: str = scope["path"]
-    raw: bytes = scope.get("raw_path") or path.encode("utf-8", "surrogateescape")
-    relative = path.removeprefix(PREFIX).removeprefix("/")
-    if b"%" in raw or len(raw) > MAX_PATH_LENGTH or not path.isascii():
-        raise NotFoundError("an escaped, overlong or non-ASCII path", detail="no such path")
-    segments = tuple(relative.split("/"))
-    if any(segment in ("", ".", "..") for segment in segments):
-        raise NotFoundError("an empty or dotted path segment", detail="no such path")
-    return segments
+    raw: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogateescape")
+    if len(raw) > MAX_PATH_LENGTH or not _PATH.fullmatch(raw):
+        raise NotFoundError("a path that no name of the protocol makes", detail="no such path")
+    segments: list[str] = scope["path"].split("/")
+    return tuple(segments[_PREFIX_SEGMENTS:])
 
 
 def _request_id() -> str:

@@ -2,7 +2,12 @@
 
 from collections.abc import Iterable
 
-from keybroker.config.plugins import PluginConfig, ResourcePluginConfig, SamplePluginConfig
+from keybroker.config.plugins import (
+    KvStorageConfig,
+    PluginConfig,
+    ResourcePluginConfig,
+    SamplePluginConfig,
+)
 from keybroker.kbs.plugins.interface import Plugin
 from keybroker.kbs.plugins.resource import ResourcePlugin
 from keybroker.kbs.plugins.sample import SamplePlugin
@@ -32,6 +37,11 @@ async def make_plugins(
 
 async def _make(config: PluginConfig, storage: StorageProvider) -> Plugin:
     if isinstance(config, ResourcePluginConfig):
+        if not isinstance(config.backend, KvStorageConfig):
+            raise ConfigError(
+                f"plugins: this build keeps resources in its own storage, not in"
+                f" {type(config.backend).__name__.removesuffix('Config')}"
+            )
         return ResourcePlugin(await storage.namespace(RESOURCE_NAMESPACE))
     if isinstance(config, SamplePluginConfig):
         return SamplePlugin()

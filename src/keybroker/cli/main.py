@@ -17,6 +17,7 @@ COMMANDS = {
     "up": ("up", "run everything in one process; makes keys, a token and storage on first start"),
     "kbs": ("kbs", "run the broker from a configuration file"),
     "verify": ("verify", "verify evidence in a file, without a server"),
+    "collateral": ("collateral", "fetch, import and list collateral for TDX and SGX"),
     "client": ("kbs_client", "talk to a broker, as a guest or as an administrator (kbs-client)"),
     "keygen": ("keygen", "make keys for administrators, tokens and TLS"),
     "admin-token": ("admin_token", "issue an administrator's token"),

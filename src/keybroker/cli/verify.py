@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from keybroker.attestation_service.init_data import parse_init_data
 from keybroker.attestation_service.request import BoundData
-from keybroker.cli import verify_snp
+from keybroker.cli import verify_dcap, verify_snp
 from keybroker.cli.verify_outcome import Outcome, Question, TeeCommand, UsageError
 from keybroker.model.errors import (
     ConfigError,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from keybroker.cli.verify_appraisal import Appraisal
 
 #: TEE → the module that verifies its evidence.
-TEES: dict[str, TeeCommand] = {"snp": verify_snp}
+TEES: dict[str, TeeCommand] = {"sgx": verify_dcap, "snp": verify_snp, "tdx": verify_dcap}
 
 #: Largest file that is read; evidence with an event log stays far below.
 _MAX_FILE_BYTES = 16 * 1024 * 1024

@@ -156,7 +156,6 @@ class Application:
             key_transfer = await open_key_transfer(
                 config.key_transfer, storage, stack, attestation=attestation, tokens=token_verifier
             )
-            readiness["key transfer"] = key_transfer.problem
             self._jobs.append(key_transfer.clean_up)
             key_transfer_face = KeyTransferFace(
                 key_transfer,

@@ -60,16 +60,19 @@ class KeyTransfer:
     transfers: Transfers
     nonces: Nonces
 
-    async def problem(self) -> str | None:
-        """Say why keys cannot be transferred now, or None where all is well."""
-        return await self.keys.problem()
-
     async def clean_up(self) -> None:
-        """Forget used nonces and settle interrupted operations, now and then, for ever."""
+        """Forget used nonces, settle interrupted operations and watch the key manager, for ever."""
+        said: str | None = None
         while True:
             try:
                 await self.nonces.forget_expired()
                 await self.keys.settle()
+                problem = await self.keys.problem()
+                if problem != said:
+                    # Not part of readiness: a broker whose key manager is down still serves the
+                    # rest, and would only be restarted in vain.
+                    logger.warning("the key manager: %s", problem or "all is well again")
+                    said = problem
             except KeybrokerError as error:
                 logger.warning("key transfer could not clean up: %s", error.diagnostics())
             await asyncio.sleep(CLEANUP_SECONDS)

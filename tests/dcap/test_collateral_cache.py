@@ -406,7 +406,7 @@ async def test_strangers_cause_no_fetching(verifier: DcapVerifier, pccs: Softwar
     with pytest.raises(EvidenceError, match="not issued under a trusted root"):
         await verifier.verify(stranger.td_evidence(report_data=b""), ExpectedBinding())
     assert pccs.requests == []
-    assert not verifier.status()
+    assert not verifier.lacking()
 
 
 async def test_guests_are_served_while_the_service_is_stopped_under_load(

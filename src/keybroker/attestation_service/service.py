@@ -45,7 +45,7 @@ from keybroker.rvps.service import ReferenceValueService
 from keybroker.storage.interface import StorageProvider
 from keybroker.tokens.signer import NAMESPACE as SIGNER_NAMESPACE
 from keybroker.tokens.signer import TokenSigner
-from keybroker.verifiers.interface import ExpectedBinding, VerifiedEvidence, Verifier
+from keybroker.verifiers.interface import ExpectedBinding, ReportsLack, VerifiedEvidence, Verifier
 from keybroker.verifiers.registry import make_verifiers
 from keybroker.workbench import run
 
@@ -221,7 +221,14 @@ class AttestationService:
         except KeybrokerError as error:
             logger.warning("the attestation service is not ready: %s", error.diagnostics())
             return "the default attestation policy or the reference values cannot be used"
-        return None
+        # why is in the log: it may name a service of the inner network
+        lacking = [
+            what
+            for verifier in self._verifiers.values()
+            if isinstance(verifier, ReportsLack)
+            for what in verifier.lacking()
+        ]
+        return f"not to be had: {', '.join(sorted(lacking))}" if lacking else None
 
     async def close(self) -> None:
         """Release what the verifiers hold."""

@@ -4,8 +4,9 @@ A verifier checks that evidence is genuine (signature, certificate chain, freshn
 says what it shows. Whether that is good enough is the appraisal's business, not the verifier's.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from keybroker.model.tee import Tee, TeeClass
 
@@ -65,4 +66,13 @@ class Verifier(Protocol):
 
     async def close(self) -> None:
         """Release connections and caches."""
+        ...
+
+
+@runtime_checkable
+class ReportsLack(Protocol):
+    """A verifier that needs something from elsewhere, and can lack it."""
+
+    def lacking(self) -> Mapping[str, str]:
+        """Say what guests asked for that cannot be had now → why; empty: all is well."""
         ...

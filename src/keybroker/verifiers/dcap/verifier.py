@@ -179,9 +179,13 @@ class DcapVerifier:
         _, verified = await workbench.run(verify_evidence, parsed, collateral, datetime.now(UTC))
         return [verified]
 
-    def status(self) -> Mapping[str, str]:
-        """Say for which platforms no valid collateral is held, and why; empty: all is well."""
-        return self._collateral.status()
+    def lacking(self) -> Mapping[str, str]:
+        """See :class:`keybroker.verifiers.interface.ReportsLack`."""
+        return {
+            f"collateral for {key}": reason
+            for key, reason in self._collateral.status().items()
+            if key.startswith(f"{self._tee.value} ")
+        }
 
     async def close(self) -> None:
         """Release connections."""

@@ -219,8 +219,6 @@ class WorkloadService:
         self, session: WorkloadSession, workload: Workload, attestation: Attestation
     ) -> Attested:
         key = parse_guest_key(attestation.public_key)
-        if key.capacity < len(workload.passphrase):
-            raise JweError("tee-pubkey: the key is too small for this workload's passphrase")
         evidence = parse_snp_evidence(payloads.parse_snp_attestation(attestation.evidence))
         report = evidence.report
         bound = ExpectedBinding(report_data=bound_report_data(session.nonce, key))
@@ -236,6 +234,10 @@ class WorkloadService:
             raise EvidenceError("the workload is registered for another processor generation")
         if allows_debug(report.policy) and not self._allow_debug:
             raise EvidenceError("the guest policy allows the host to debug the guest")
+        if key.capacity < len(workload.passphrase):
+            # said now, not when the key is fetched; only to a guest that verified
+            text = "the key is too small for this workload's passphrase with this padding"
+            raise JweError(text, detail=text)
         modulus, exponent = key.numbers()
         return Attested(modulus=modulus, exponent=exponent, alg=key.alg)
 

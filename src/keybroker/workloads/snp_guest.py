@@ -82,10 +82,10 @@ def parse_guest_key(value: Mapping[str, Any]) -> GuestKey:
     """
     alg = value.get("alg", "")
     if not isinstance(alg, str) or alg not in _PADDINGS:
-        raise JweError("tee-pubkey: alg must be RSA, RSA1_5, RSA-OAEP or RSA-OAEP-256")
+        raise _unusable("alg must be RSA, RSA1_5, RSA-OAEP or RSA-OAEP-256")
     modulus, exponent = value.get("k-mod", value.get("n")), value.get("k-exp", value.get("e"))
     if not isinstance(modulus, str) or not isinstance(exponent, str):
-        raise JweError("tee-pubkey: the modulus (k-mod) and exponent (k-exp) must be there")
+        raise _unusable("the modulus (k-mod) and exponent (k-exp) must be there")
     return GuestKey(make_rsa_key(_number(modulus), _number(exponent)), alg, modulus, exponent)
 
 
@@ -96,23 +96,28 @@ def make_rsa_key(modulus: int, exponent: int) -> rsa.RSAPublicKey:
         JweError: they are none, or of another size than is taken.
     """
     if not MIN_RSA_BITS <= modulus.bit_length() <= MAX_RSA_BITS:
-        raise JweError(f"tee-pubkey: the key must have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits")
+        raise _unusable(f"the key must have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits")
     try:
         return rsa.RSAPublicNumbers(exponent, modulus).public_key()
     except ValueError:
-        raise JweError("tee-pubkey: the modulus and exponent are no RSA key") from None
+        raise _unusable("the modulus and exponent are no RSA key") from None
+
+
+def _unusable(why: str) -> JweError:
+    text = f"tee-pubkey: {why}"
+    return JweError(text, detail=text)
 
 
 def _number(text: str) -> int:
     if len(text) > _MAX_NUMBER_CHARS:
-        raise JweError("tee-pubkey: a number is too long")
+        raise _unusable("a number is too long")
     standard = text.rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
     try:
         return int.from_bytes(
             base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True), "big"
         )
     except (binascii.Error, ValueError):
-        raise JweError("tee-pubkey: a number is not base64") from None
+        raise _unusable("a number is not base64") from None
 
 
 def bound_report_data(nonce: str, key: GuestKey) -> bytes:

@@ -99,6 +99,7 @@ class SevSession:
     start: dict[str, Any]
     nonce: str
     nested: bool = False
+    measurement: dict[str, Any] | None = None
 
     @classmethod
     def begin(
@@ -125,7 +126,8 @@ class SevSession:
     def attest(
         self, measurement: dict[str, Any] | None = None, cookie: str | None = None
     ) -> httpx.Response:
-        measurement = measurement or self.launch.measure()
+        if measurement is None:
+            self.measurement = measurement = self.measurement or self.launch.measure()
         evidence = measurement if self.nested else json.dumps(measurement)
         body = {"tee-pubkey": {"alg": "", "k-mod": "", "k-exp": ""}, "tee-evidence": evidence}
         return self.api.post("/attest", body, cookie or self.cookie)

@@ -154,7 +154,12 @@ class SoftwareLaunch:
         self._measure: bytes | None = None
 
     def update_data(self, memory: bytes) -> None:
-        """Put memory into the guest and into its digest: the command LAUNCH_UPDATE_DATA."""
+        """Put memory into the guest and into its digest: the command LAUNCH_UPDATE_DATA.
+
+        Raises:
+            FirmwareError: the launch was measured already.
+        """
+        self._check_not_measured()
         self._digest.update(memory)
 
     @property
@@ -163,11 +168,20 @@ class SoftwareLaunch:
         return self._digest.digest()
 
     def measure(self) -> dict[str, Any]:
-        """Prove what was launched, as clients send it: the command LAUNCH_MEASURE."""
+        """Prove what was launched, as clients send it: the command LAUNCH_MEASURE.
+
+        Raises:
+            FirmwareError: the launch was measured already.
+        """
+        self._check_not_measured()
         nonce = secrets.token_bytes(16)
         covered = b"\x04" + bytes(self._version) + self._policy + self.digest + nonce
         self._measure = hmac.digest(self._tik, covered, "sha256")
         return {"measure": list(self._measure), "mnonce": list(nonce)}
+
+    def _check_not_measured(self) -> None:
+        if self._measure is not None:
+            raise FirmwareError("the launch was measured already")
 
     def secret(self, packet: dict[str, Any]) -> bytes:
         """Unwrap a secret into the guest: the command LAUNCH_SECRET.

@@ -69,6 +69,7 @@ class _Exchange:
     scope: Scope
     out: Send
     method: str
+    name: str
     rest: tuple[str, ...]
     body: bytes
 
@@ -151,7 +152,7 @@ class WorkloadFace:
         self._metrics.request_size.observe(len(body))
         if endpoint is None:
             raise NotFoundError("no such endpoint", detail="no such path")
-        await endpoint(_Exchange(scope, out, scope["method"], tuple(rest), body))
+        await endpoint(_Exchange(scope, out, scope["method"], name, tuple(rest), body))
 
     def _segments(self, scope: Scope) -> list[str]:
         """Take the path apart as it was sent.
@@ -215,9 +216,9 @@ class WorkloadFace:
         await send_json(exchange.out, await self._service.key(_cookie(exchange), exchange.rest[0]))
 
     async def _authorize(self, exchange: _Exchange) -> None:
-        await self._admin.authorize(
-            header(exchange.scope, b"authorization"), exchange.method, exchange.scope["path"]
-        )
+        # Access rules see the path that a client puts behind its server URL, whatever that is.
+        path = "/".join((API_PATH, exchange.name, *exchange.rest))
+        await self._admin.authorize(header(exchange.scope, b"authorization"), exchange.method, path)
 
     def _set_cookie(self, session: WorkloadSession, value: str) -> tuple[bytes, bytes]:
         expires = formatdate(session.expires_at, usegmt=True)

@@ -68,6 +68,17 @@ async def test_deleting_says_whether_there_was_a_value(store: ComparingStore) ->
     assert await store.get("k") is None
 
 
+async def test_everything_before_a_key_is_deleted_and_nothing_else(store: ComparingStore) -> None:
+    for number in range(12):
+        await store.set(f"{number:04d}-x", b"value")
+    revision = await store.revision()
+    assert await store.delete_before("0005-") == 5
+    assert await store.revision() != revision
+    assert await store.keys() == [f"{number:04d}-x" for number in range(5, 12)]
+    assert await store.delete_before("0005-") == 0
+    assert await store.get("0005-x") == b"value"
+
+
 async def test_keys_are_sorted_and_items_are_whole(store: ComparingStore) -> None:
     for key in ("b/2", "a", "b/10", "B"):
         await store.set(key, key.encode())

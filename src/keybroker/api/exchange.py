@@ -21,6 +21,9 @@ MAX_QUERY_PARAMETERS = 32
 
 Headers = list[tuple[bytes, bytes]]
 
+#: Where a request's headers stand by name, made when the first is asked for.
+_BY_NAME = "keybroker.headers"
+
 
 class RequestTimeoutError(KeybrokerError):
     """The body did not arrive in time: 408."""
@@ -88,12 +91,13 @@ def header(scope: Scope, name: bytes) -> str | None:
         MalformedError: the header is there twice, or is not ASCII; which of two values counts is
             not for us to guess.
     """
-    found: bytes | None = None
-    for key, value in scope["headers"]:
-        if key == name:
-            if found is not None:
-                raise MalformedError(f"the header {name.decode()} is there twice")
-            found = value
+    headers = scope["headers"]
+    by_name = scope.get(_BY_NAME)
+    if by_name is None:
+        by_name = scope[_BY_NAME] = dict(headers)
+    found: bytes | None = by_name.get(name)
+    if len(by_name) != len(headers) and sum(key == name for key, _ in headers) > 1:
+        raise MalformedError(f"the header {name.decode()} is there twice")
     if found is None:
         return None
     try:
@@ -104,6 +108,8 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 def cookie(scope: Scope, name: str) -> str | None:
     """Return a cookie's value, or None."""
+    if header(scope, b"cookie") is None:
+        return None
     for key, value in scope["headers"]:
         if key != b"cookie":
             continue

@@ -296,10 +296,7 @@ class Sessions:
         limit = f"{int(time.time()) - CLOCK_SKEW_SECONDS:010d}-"
         for key in [key for key in self._tokens if key < limit]:
             del self._tokens[key]
-        expired = [key for key in await self._records.keys() if key < limit]
-        for key in expired:
-            await self._records.delete(key)
-        return len(expired)
+        return await self._records.delete_before(limit)
 
 
 def challenge_nonce(raw: bytes) -> str:

@@ -153,11 +153,25 @@ def canonical_json(value: Any) -> bytes:
     Specification: RFC 8785, section 3.2.
     """
     out: list[str] = []
-    _canonical(value, out)
+    if _is_ascii_text(value):
+        # With ASCII names the encoder's order and escapes are those of the scheme.
+        out.append(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    else:
+        _canonical(value, out)
     try:
         return "".join(out).encode("utf-8")
     except UnicodeEncodeError:
         raise MalformedError("a string holds a lone surrogate") from None
+
+
+def _is_ascii_text(value: Any) -> bool:
+    """Whether a value is made of strings alone, in objects with ASCII names."""
+    if isinstance(value, dict):
+        return all(
+            isinstance(name, str) and name.isascii() and _is_ascii_text(item)
+            for name, item in value.items()
+        )
+    return isinstance(value, str)
 
 
 _MAX_SAFE_INTEGER = 2**53 - 1

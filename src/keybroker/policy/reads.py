@@ -7,7 +7,6 @@ the side of reading more.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from keybroker.policy.lexer import Token, tokens
@@ -18,7 +17,6 @@ _CAN_BEGIN_A_CONDITION = frozenset({"}", ";", "{"})
 _END = Token("newline", "\n", 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
 class InputReads:
     """The members of ``input`` that a policy names.
 
@@ -27,17 +25,29 @@ class InputReads:
         presences: paths of which only the presence counts: conditions such as ``input.snp``.
     """
 
-    paths: frozenset[tuple[str, ...]]
-    presences: frozenset[tuple[str, ...]]
+    def __init__(
+        self, paths: frozenset[tuple[str, ...]], presences: frozenset[tuple[str, ...]]
+    ) -> None:
+        self.paths = paths
+        self.presences = presences
+        # Shorter presences first, so that what is below them is there already; longer paths first,
+        # so that a shorter one, which holds all below it, comes over them.
+        self._below: dict[str, list[tuple[tuple[str, ...], bool]]] = {}
+        for path in sorted(presences, key=len):
+            self._below.setdefault(path[0], []).append((path, False))
+        for path in sorted(paths, key=len, reverse=True):
+            self._below.setdefault(path[0], []).append((path, True))
 
     def project(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of an input that the policy can tell from any other."""
+        """Return the part of an input that the policy can tell from any other.
+
+        Args:
+            document: made of JSON types: objects are ``dict``.
+        """
         found: dict[str, Any] = {}
-        # Shorter paths first: what is below them is then there already.
-        for path in sorted(self.presences, key=len):
-            _copy(document, path, found, whole=False)
-        for path in sorted(self.paths, key=len, reverse=True):
-            _copy(document, path, found, whole=True)
+        for name in document:
+            for path, whole in self._below.get(name, ()):
+                _copy(document, path, found, whole=whole)
         return found
 
 
@@ -116,16 +126,16 @@ def _copy(
 ) -> None:
     source: Any = document
     target: Any = found
+    last = len(path) - 1
     for depth, name in enumerate(path):
-        if not isinstance(source, Mapping) or name not in source:
+        if name not in source:
             return
         source = source[name]
-        last = depth == len(path) - 1
-        if last and whole:
+        if depth == last and whole:
             target[name] = source
-        elif not isinstance(source, Mapping):
-            # Something else than an object where one is named: its kind and value show.
-            target[name] = [] if isinstance(source, list) and last else source
-            return
-        else:
+        elif type(source) is dict:
             target = target.setdefault(name, {})
+        else:
+            # Something else than an object where one is named: its kind and value show.
+            target[name] = [] if type(source) is list and depth == last else source
+            return

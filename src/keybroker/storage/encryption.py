@@ -219,6 +219,9 @@ class EncryptedStore:
     async def delete(self, key: str) -> bool:
         return await self._store.delete(key)
 
+    async def delete_before(self, key: str) -> int:
+        return await self._store.delete_before(key)
+
     async def keys(self) -> list[str]:
         return await self._store.keys()
 

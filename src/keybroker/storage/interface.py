@@ -75,6 +75,13 @@ class KeyValueStore(Protocol):
         """Delete the value; return whether there was one."""
         ...
 
+    async def delete_before(self, key: str) -> int:
+        """Delete all values whose keys sort before a key, and return how many there were.
+
+        For what ends by itself, kept under keys that begin with the time of its end.
+        """
+        ...
+
     async def keys(self) -> list[str]:
         """Return all keys, sorted."""
         ...

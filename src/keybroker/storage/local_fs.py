@@ -119,6 +119,14 @@ class LocalFsStore:
         name = file_name(key)
         return await self._write(lambda directory: delete_file(directory, name))
 
+    async def delete_before(self, key: str) -> int:
+        def delete(directory: int) -> int:
+            return sum(
+                delete_file(directory, file_name(name)) for name in self._list() if name < key
+            )
+
+        return await self._write(delete)
+
     async def keys(self) -> list[str]:
         return sorted(await asyncio.to_thread(self._list))
 

@@ -123,6 +123,18 @@ class LocalJsonStore:
         check_key(key)
         return await self._write(lambda entries: entries.pop(key, None) is not None)
 
+    async def delete_before(self, key: str) -> int:
+        before: list[str] = []
+
+        def delete(entries: dict[str, str]) -> bool:
+            before[:] = [name for name in entries if is_key(name) and name < key]
+            for name in before:
+                del entries[name]
+            return bool(before)
+
+        await self._write(delete)
+        return len(before)
+
     async def keys(self) -> list[str]:
         return sorted(key for key in await self._current() if is_key(key))
 

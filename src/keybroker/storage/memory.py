@@ -41,6 +41,14 @@ class MemoryStore:
         self._revision = next(self._counter)
         return True
 
+    async def delete_before(self, key: str) -> int:
+        before = [name for name in self._entries if name < key]
+        for name in before:
+            del self._entries[name]
+        if before:
+            self._revision = next(self._counter)
+        return len(before)
+
     async def keys(self) -> list[str]:
         return sorted(self._entries)
 

@@ -36,6 +36,9 @@ _APPLICATION_ID = 0x6B62726B
 #: Version of the tables below.
 _SCHEMA_VERSION = 1
 
+#: Entries deleted in one transaction: a bound on how long others wait for the write lock.
+_DELETED_AT_ONCE = 1000
+
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS entries (
         namespace TEXT NOT NULL,
@@ -228,10 +231,10 @@ class SqliteStore:
         check_key(key)
 
         def write(connection: sqlite3.Connection) -> bool:
-            if not overwrite and self._stored(connection, key) is not None:
-                return False
-            self._put(connection, key, value)
-            return True
+            if overwrite:
+                self._put(connection, key, value)
+                return True
+            return self._put_new(connection, key, value)
 
         return await self._database.writer.write(write)
 
@@ -258,6 +261,24 @@ class SqliteStore:
             return bool(deleted)
 
         return await self._database.writer.write(write)
+
+    async def delete_before(self, key: str) -> int:
+        def write(connection: sqlite3.Connection) -> int:
+            deleted = connection.execute(
+                "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries"
+                " WHERE namespace = ? AND key < ? LIMIT ?)",
+                (self._namespace, key, _DELETED_AT_ONCE),
+            ).rowcount
+            if deleted:
+                self._next_revision(connection)
+            return deleted
+
+        total = 0
+        while True:
+            deleted = await self._database.writer.write(write)
+            total += deleted
+            if deleted < _DELETED_AT_ONCE:
+                return total
 
     async def keys(self) -> list[str]:
         rows = await self._database.select_all(
@@ -291,13 +312,21 @@ class SqliteStore:
             (self._namespace, key, value, self._next_revision(connection)),
         )
 
+    def _put_new(self, connection: sqlite3.Connection, key: str, value: bytes) -> bool:
+        inserted = connection.execute(
+            "INSERT INTO entries (namespace, key, value, revision) VALUES (?1, ?2, ?3, 1 +"
+            " coalesce((SELECT revision FROM namespaces WHERE namespace = ?1), 0))"
+            " ON CONFLICT (namespace, key) DO NOTHING",
+            (self._namespace, key, value),
+        ).rowcount
+        if inserted:
+            self._next_revision(connection)
+        return bool(inserted)
+
     def _next_revision(self, connection: sqlite3.Connection) -> int:
-        connection.execute(
-            "INSERT INTO namespaces (namespace, revision) VALUES (?, 1)"
-            " ON CONFLICT (namespace) DO UPDATE SET revision = revision + 1",
-            (self._namespace,),
-        )
         (revision,) = connection.execute(
-            "SELECT revision FROM namespaces WHERE namespace = ?", (self._namespace,)
+            "INSERT INTO namespaces (namespace, revision) VALUES (?, 1)"
+            " ON CONFLICT (namespace) DO UPDATE SET revision = revision + 1 RETURNING revision",
+            (self._namespace,),
         ).fetchone()
         return int(revision)

@@ -15,10 +15,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
-from typing import Final, Protocol
-
-import httpx
+from typing import TYPE_CHECKING, Final, Protocol
 
 from keybroker import workbench
 from keybroker.config.verifiers import KdsSourceConfig, SnpVerifierConfig
@@ -27,6 +26,9 @@ from keybroker.storage.interface import KeyValueStore, StorageProvider
 from keybroker.verifiers.snp_chain import ChainVerifier, EndorsementKey
 from keybroker.verifiers.snp_report import Generation, SigningKey, SnpReport, Tcb
 from keybroker.verifiers.x509 import MAX_CERTIFICATE_BYTES
+
+if TYPE_CHECKING:
+    import httpx
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +183,9 @@ class KdsSource:
         return self._base_url
 
     async def fetch(self, request: VcekRequest) -> bytes:
+        # Imported here: a broker whose guests bring their certificates starts without it.
+        import httpx
+
         if self._client is None:
             # redirects are not followed: the service has none, and one could lead anywhere
             self._client = httpx.AsyncClient(
@@ -198,11 +203,11 @@ class KdsSource:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise SourceError(f"{type(error).__name__}: {error}", unavailable=True) from None
 
-    async def _get(self, client: httpx.AsyncClient, url: str) -> bytes:
+    async def _get(self, client: "httpx.AsyncClient", url: str) -> bytes:
         async with client.stream("GET", url) as response:
-            if response.status_code != httpx.codes.OK:
-                status = response.status_code
-                unavailable = status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS
+            status = response.status_code
+            if status != HTTPStatus.OK:
+                unavailable = status >= 500 or status == HTTPStatus.TOO_MANY_REQUESTS
                 raise SourceError(f"status {status}", unavailable=unavailable)
             # undone, a compressed answer could be of any size
             if response.headers.get("content-encoding", "identity") != "identity":

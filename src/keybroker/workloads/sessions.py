@@ -175,10 +175,7 @@ class WorkloadSessions:
     async def forget_expired(self) -> int:
         """Delete the records of sessions that have ended; return how many there were."""
         limit = f"{int(time.time()) - CLOCK_SKEW_SECONDS:010d}-"
-        expired = [key for key in await self._records.keys() if key < limit]
-        for key in expired:
-            await self._records.delete(key)
-        return len(expired)
+        return await self._records.delete_before(limit)
 
 
 def used_session() -> SessionError:

@@ -106,8 +106,6 @@ class TrustAuthorityService:
         service = self
 
         class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
             def do_GET(self) -> None:
                 service._get(self)
 

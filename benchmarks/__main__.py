@@ -15,12 +15,13 @@ from pathlib import Path
 from benchmarks.broker import Broker, StartError, running_broker
 from benchmarks.crypto import crypto_seconds
 from benchmarks.load import LoadError, Plan, run_load
+from benchmarks.platforms import make_platforms
 from benchmarks.processes import memory
 from benchmarks.report import Footprint, Line, document, footprint_lines, table
 from benchmarks.scripts import RESOURCE_PATH, SCENARIOS, Scenario
 from keybroker.client import AdminClient, ClientError
 from keybroker.kbs.policies import resource_policy
-from keybroker.softtee.snp import SoftwareSnpPlatform
+from keybroker.model.tee import Tee
 
 #: Memory is read after this many operations.
 _MEMORY_OPERATIONS = 10_000
@@ -56,9 +57,9 @@ def _measure_own(
     options: argparse.Namespace, home: Path, workers: int, lines: list[Line]
 ) -> Footprint:
     platform_folder = home / "platform"
-    SoftwareSnpPlatform.create().save(platform_folder)
+    make_platforms(platform_folder)
     done = 0
-    with running_broker(home, workers, platform_folder / "root.pem") as broker:
+    with running_broker(home, workers, platform_folder) as broker:
         _provision(broker.url, None, None)
         for scenario in _selected(options):
             line = _measure(options, scenario, broker.url, platform_folder, broker)
@@ -78,7 +79,7 @@ def _measure_other(options: argparse.Namespace, lines: list[Line]) -> None:
             token = options.admin_token_file.read_text().strip()
         _provision(options.url, token, options.cert_file)
     for scenario in _selected(options):
-        if scenario.tee.value == "snp" and options.platform is None:
+        if scenario.tee is not Tee.SAMPLE and options.platform is None:
             print(f"{scenario.name}: left out, needs --platform", file=sys.stderr)
             continue
         line = _measure(options, scenario, options.url, options.platform, None)
@@ -138,9 +139,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"set its resource {RESOURCE_PATH} and a policy that allows every attested guest",
     )
     parser.add_argument("--admin-token-file", type=Path, help="for --provision")
-    parser.add_argument(
-        "--platform", type=Path, help="folder of a software SNP platform that it trusts"
-    )
+    parser.add_argument("--platform", type=Path, help="folder of software platforms that it trusts")
     parser.add_argument(
         "--scenario",
         action="append",

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.scripts import INTEL_COLLATERAL, INTEL_ROOT
+
 #: A broker that does not answer within this time will not.
 _START_SECONDS = 30.0
 
@@ -38,20 +40,20 @@ class StartError(Exception):
 
 
 @contextmanager
-def running_broker(folder: Path, workers: int, snp_root: Path) -> Iterator[Broker]:
+def running_broker(folder: Path, workers: int, platform: Path) -> Iterator[Broker]:
     """Start ``keybroker kbs`` and stop it at the end.
 
     Args:
         folder: an empty one for its configuration, database and log.
         workers: worker processes.
-        snp_root: PEM file of the root of a software SNP platform that it shall trust.
+        platform: folder of the software platforms whose roots it shall trust.
 
     Raises:
         StartError: it did not answer; the message holds its log.
     """
     port = _free_port()
     config = folder / "config.json"
-    config.write_text(json.dumps(_configuration(folder, port, workers, snp_root), indent=2))
+    config.write_text(json.dumps(_configuration(folder, port, workers, platform), indent=2))
     log_path = folder / "log"
     url = f"http://127.0.0.1:{port}"
     with log_path.open("wb") as log:
@@ -75,7 +77,7 @@ def running_broker(folder: Path, workers: int, snp_root: Path) -> Iterator[Broke
                 process.wait()
 
 
-def _configuration(folder: Path, port: int, workers: int, snp_root: Path) -> dict[str, object]:
+def _configuration(folder: Path, port: int, workers: int, platform: Path) -> dict[str, object]:
     return {
         "http_server": {
             "sockets": [f"127.0.0.1:{port}"],
@@ -89,7 +91,14 @@ def _configuration(folder: Path, port: int, workers: int, snp_root: Path) -> dic
         },
         "attestation_service": {
             "type": "coco_as_builtin",
-            "verifier_config": {"snp_verifier": {"extra_trusted_roots": [str(snp_root)]}},
+            "verifier_config": {
+                "snp_verifier": {"extra_trusted_roots": [str(platform / "root.pem")]},
+                "dcap_verifier": {
+                    "collateral_service": (platform / INTEL_COLLATERAL).as_uri(),
+                    "extra_trusted_roots": [str(platform / INTEL_ROOT)],
+                    "qcnl_conf": "",
+                },
+            },
         },
         "plugins": [{"name": "resource"}],
     }

@@ -1,7 +1,9 @@
 """What a guest does, as scripts for a connection: one class for each kind of operation."""
 
+import base64
 import json
 import os
+import struct
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,10 +24,17 @@ from keybroker.client.handshake import (
 )
 from keybroker.model.rcar import SESSION_COOKIE, CompositeEvidence, RuntimeData
 from keybroker.model.tee import Tee
+from keybroker.softtee.intel_eventlog import SoftwareEventLog
+from keybroker.softtee.intel_quote import SoftwareIntelPlatform
 from keybroker.softtee.snp import SoftwareSnpPlatform
 
 #: What the resource scenarios ask for.
 RESOURCE_PATH = "bench/key/1"
+
+#: Files of a platform folder: a software TDX machine, its root, and collateral for it.
+INTEL_MACHINE = "intel-machine.json"
+INTEL_ROOT = "intel-root.pem"
+INTEL_COLLATERAL = "intel-collateral.json"
 
 #: Of the one image that all guests run but for the scenario of unseen ones.
 _MEASUREMENT = bytes(range(48))
@@ -47,7 +56,7 @@ class Scenario:
     """One line of the table.
 
     Attributes:
-        tee: ``sample`` or ``snp``.
+        tee: ``sample``, ``snp`` or ``tdx``.
         unseen_image: each operation is of a guest with another launch measurement.
         maximum_ratio: target: CPU time at most this many times the bare cryptography's.
         maximum_cpu: target: CPU time in seconds.
@@ -77,6 +86,8 @@ SCENARIOS = (
     Scenario(Operation.HANDSHAKE, Tee.SAMPLE),
     Scenario(Operation.HANDSHAKE, Tee.SNP, maximum_ratio=3.0),
     Scenario(Operation.HANDSHAKE, Tee.SNP, unseen_image=True),
+    Scenario(Operation.HANDSHAKE, Tee.TDX, maximum_ratio=3.0),
+    Scenario(Operation.HANDSHAKE, Tee.TDX, unseen_image=True),
     Scenario(Operation.COOKIE, key=KeyKind.P256),
     Scenario(Operation.COOKIE, key=KeyKind.RSA2048),
     Scenario(Operation.BEARER, key=KeyKind.P256, maximum_ratio=4.0),
@@ -110,6 +121,32 @@ class _SnpAttester:
         return {**evidence, "cert_chain": self._chain}
 
 
+class _TdxAttester:
+    """TDs of one image on one machine; every quote binds another challenge."""
+
+    tee = Tee.TDX
+
+    def __init__(self, platform: SoftwareIntelPlatform, *, unseen_image: bool) -> None:
+        self._platform = platform
+        self._unseen_image = unseen_image
+        log = td_boot()
+        self._registers = log.registers
+        self._log = base64.b64encode(log.raw).decode("ascii")
+
+    def evidence(self, report_data: bytes) -> Any:
+        image = os.urandom(48) if self._unseen_image else _MEASUREMENT
+        quote = self._platform.td_quote(report_data=report_data, rtmrs=self._registers, mr_td=image)
+        return {"quote": base64.b64encode(quote).decode("ascii"), "cc_eventlog": self._log}
+
+
+def td_boot() -> SoftwareEventLog:
+    """Return a boot of two dozen events, as the smaller ones of real firmware have."""
+    log = SoftwareEventLog.linux()
+    for number in range(20):
+        log.add(1, 0x80000001, bytes(16) + struct.pack("<QQ", 0, 64) + bytes((number,)) * 64)
+    return log
+
+
 def make_script(scenario: Scenario, url: str, platform_folder: Path | None) -> Script:
     """Make a new guest that plays a scenario."""
     attester: Attester = SampleAttester()
@@ -118,6 +155,13 @@ def make_script(scenario: Scenario, url: str, platform_folder: Path | None) -> S
             raise ValueError("the SNP scenario needs a software platform")
         attester = _SnpAttester(
             SoftwareSnpPlatform.load(platform_folder), unseen_image=scenario.unseen_image
+        )
+    if scenario.tee is Tee.TDX:
+        if platform_folder is None:
+            raise ValueError("the TDX scenario needs a software machine")
+        attester = _TdxAttester(
+            SoftwareIntelPlatform.load(platform_folder / INTEL_MACHINE),
+            unseen_image=scenario.unseen_image,
         )
     if scenario.operation is Operation.AUTH:
         return _Auth(url, attester)

@@ -3,6 +3,7 @@
 import struct
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -445,3 +446,17 @@ def _a_list() -> bytes:
 
 
 _LIST = _a_list()
+
+
+def test_a_machine_that_was_saved_makes_the_same_quotes(
+    platform: SoftwareIntelPlatform, td_collateral: VerifiedCollateral, tmp_path: Path
+) -> None:
+    path = tmp_path / "machine.json"
+    platform.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    loaded = SoftwareIntelPlatform.load(path)
+    assert (loaded.fmspc, loaded.numbers) == (platform.fmspc, platform.numbers)
+    assert claims_of(loaded.td_quote(), td_collateral)["tcb_status"] == "UpToDate"
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="no software machine"):
+        SoftwareIntelPlatform.load(tmp_path / "other.json")

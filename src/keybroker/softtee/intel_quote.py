@@ -6,15 +6,24 @@ API, appendix A.
 
 import base64
 import hashlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from struct import pack
 from typing import Any, Final
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from keybroker.softtee.intel_eventlog import SoftwareEventLog
 
@@ -105,6 +114,44 @@ class SoftwareIntelPlatform:
     attestation_key: ec.EllipticCurvePrivateKey = field(
         default_factory=lambda: ec.generate_private_key(ec.SECP256R1()), repr=False
     )
+
+    def save(self, path: Path) -> None:
+        """Write the machine with its keys into a new file that only the owner may read."""
+        document = {
+            "fmspc": self.fmspc.hex(),
+            "ca": self.ca,
+            "numbers": [self.numbers.sgx.hex(), self.numbers.pce, self.numbers.tdx.hex()],
+            "pck_key": _pem(self.pck_key),
+            "pck_serial": self.pck_serial,
+            "pck_chain": self.pck_chain,
+            "attestation_key": _pem(self.attestation_key),
+        }
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(document, file)
+
+    @classmethod
+    def load(cls, path: Path) -> "SoftwareIntelPlatform":
+        """Read a machine that :meth:`save` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is not such a file.
+        """
+        try:
+            document = json.loads(path.read_bytes())
+            sgx, pce, tdx = document["numbers"]
+            return cls(
+                fmspc=bytes.fromhex(document["fmspc"]),
+                ca=document["ca"],
+                numbers=TcbNumbers(bytes.fromhex(sgx), pce, bytes.fromhex(tdx)),
+                pck_key=_key(document["pck_key"]),
+                pck_serial=document["pck_serial"],
+                pck_chain=document["pck_chain"],
+                attestation_key=_key(document["attestation_key"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no software machine: {error}") from None
 
     def td_quote(
         self,
@@ -275,6 +322,17 @@ def _enclave_report(
             report_data.ljust(64, b"\0"),
         )
     )
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
+
+
+def _key(pem: str) -> ec.EllipticCurvePrivateKey:
+    key = load_pem_private_key(pem.encode("ascii"), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("the key is not an EC key")  # noqa: TRY004 - what load() documents
+    return key
 
 
 def _point(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -33,7 +33,7 @@ from keybroker.verifiers.dcap.collateral import (
 from keybroker.verifiers.dcap.quote import parse_quote
 from keybroker.verifiers.dcap.roots import intel_root
 from keybroker.verifiers.dcap.verification import verify_quote
-from keybroker.verifiers.dcap.verifier import PckChains
+from keybroker.verifiers.dcap.verifier import PckChains, parse_evidence
 from keybroker.verifiers.x509 import Certificate
 
 NOW = datetime.now(UTC)
@@ -460,3 +460,18 @@ def test_a_machine_that_was_saved_makes_the_same_quotes(
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="no software machine"):
         SoftwareIntelPlatform.load(tmp_path / "other.json")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@given(_JSON | st.fixed_dictionaries({"quote": _JSON | st.text("QUJD+/=", max_size=40)}))
+@settings(max_examples=100, deadline=None)
+def test_any_json_is_evidence_or_refused(evidence: Any) -> None:
+    for tee in (Tee.TDX, Tee.SGX):
+        with pytest.raises(EvidenceError):
+            parse_evidence(evidence, tee)

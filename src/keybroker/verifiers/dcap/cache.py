@@ -225,7 +225,7 @@ class CollateralCache:
     async def _from_source(
         self, store: KeyValueStore, key: CollateralKey, kept: _Held | None
     ) -> _Held:
-        reason = self._backoff.reason_to_wait(None) or self._backoff.reason_to_wait(key)
+        reason = self._reason_to_wait(key)
         if reason is not None:
             raise SourceError(reason)
         lease = f"{storage_key(key, self._update_type)}.lease"
@@ -240,6 +240,10 @@ class CollateralCache:
         finally:
             if taken:
                 await self._drop_lease(store, lease, owner)
+
+    def _reason_to_wait(self, key: CollateralKey) -> str | None:
+        """Say why the source is left alone, as a whole or for one platform."""
+        return self._backoff.reason_to_wait(None) or self._backoff.reason_to_wait(key)
 
     async def _fetch(self, store: KeyValueStore, key: CollateralKey) -> _Held:
         try:
@@ -351,6 +355,8 @@ class CollateralCache:
                 if key not in self._under_way and key in self._held:
                     self._held[key] = found
                 self._missing.pop(key, None)
+                continue
+            if self._reason_to_wait(key) is not None:
                 continue
             try:
                 await self._obtain_once(key, renew=True)

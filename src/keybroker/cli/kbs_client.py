@@ -203,15 +203,29 @@ def _guest(options: argparse.Namespace, token: str | None = None) -> GuestClient
 
 
 def _admin(options: argparse.Namespace) -> AdminClient:
-    token = _admin_token(options.admin_token_file)
+    token = administrator_token(options.url, options.admin_token_file)
+    return AdminClient(options.url, token, root_certs=_root_certs(options))
+
+
+def administrator_token(url: str, named: Path | None) -> str | None:
+    """Return the administrator's token, if there is one; warn where it is not as it should be.
+
+    Args:
+        url: where the token is to be sent.
+        named: file that holds the token; None: one of the usual places.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    token = _admin_token(named)
     if token is None:
         warn(
             "no administrator token: asking anonymously, which works only with"
             ' authorization_mode = "InsecureAllowAll"'
         )
-    elif urlsplit(options.url).scheme == "http" and not _is_loopback(options.url):
+    elif urlsplit(url).scheme == "http" and not _is_loopback(url):
         warn("the administrator token goes over plain HTTP: use an https URL")
-    return AdminClient(options.url, token, root_certs=_root_certs(options))
+    return token
 
 
 def _admin_token(named: Path | None) -> str | None:

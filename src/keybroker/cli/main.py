@@ -18,6 +18,7 @@ COMMANDS = {
     "kbs": ("kbs", "run the broker from a configuration file"),
     "verify": ("verify", "verify evidence in a file, without a server"),
     "collateral": ("collateral", "fetch, import and list collateral for TDX and SGX"),
+    "workloads": ("workloads", "register, list and delete workloads; measure launches"),
     "client": ("kbs_client", "talk to a broker, as a guest or as an administrator (kbs-client)"),
     "keygen": ("keygen", "make keys for administrators, tokens and TLS"),
     "admin-token": ("admin_token", "issue an administrator's token"),

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tests.conftest import BrokerFactory, RunningBroker
 
+from keybroker.cli.admin_token import issue_admin_token
+from keybroker.cli.keygen import write_admin_key_pair
 from keybroker.softtee.sev import SoftwareSevPlatform
 from keybroker.softtee.snp import SoftwareSnpPlatform
 
@@ -90,6 +92,36 @@ def start_workloads(
 def workload_broker(start_workloads: WorkloadBrokerFactory) -> RunningBroker:
     """A broker that trusts the software platforms and lets anybody administrate."""
     return start_workloads()
+
+
+@pytest.fixture
+def administration(tmp_path: Path) -> tuple[dict[str, Any], str]:
+    """The table ``[admin]`` and a token that it takes for workloads."""
+    write_admin_key_pair(tmp_path / "admin.key", tmp_path / "admin.pub")
+    table = {
+        "authorization_mode": "AuthenticatedAuthorization",
+        "authentication": {
+            "bearer_jwt": {
+                "identity_providers": [
+                    {"issuer": "test", "public_key_uri": str(tmp_path / "admin.pub")}
+                ]
+            }
+        },
+        "authorization": {
+            "regex_acl": {
+                "acls": [
+                    {
+                        "role": "owner",
+                        "allowed_endpoints": "^/kbs/v0/(register_workload|workloads(/.+)?)$",
+                    }
+                ]
+            }
+        },
+    }
+    token = issue_admin_token(
+        (tmp_path / "admin.key").read_bytes(), role="owner", issuer="test", seconds=600
+    )
+    return table, token
 
 
 def platform_chain(name: str) -> dict[str, bytes]:

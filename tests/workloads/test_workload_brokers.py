@@ -24,40 +24,8 @@ from tests.workloads.wire import (
     snp_workload,
 )
 
-from keybroker.cli.admin_token import issue_admin_token
-from keybroker.cli.keygen import write_admin_key_pair
 from keybroker.softtee.sev import SoftwareSevPlatform
 from keybroker.softtee.snp import SoftwareSnpPlatform
-
-
-@pytest.fixture
-def administration(tmp_path: Path) -> tuple[dict[str, Any], str]:
-    """The table ``[admin]`` and a token that it takes for workloads."""
-    write_admin_key_pair(tmp_path / "admin.key", tmp_path / "admin.pub")
-    table = {
-        "authorization_mode": "AuthenticatedAuthorization",
-        "authentication": {
-            "bearer_jwt": {
-                "identity_providers": [
-                    {"issuer": "test", "public_key_uri": str(tmp_path / "admin.pub")}
-                ]
-            }
-        },
-        "authorization": {
-            "regex_acl": {
-                "acls": [
-                    {
-                        "role": "owner",
-                        "allowed_endpoints": "^/kbs/v0/(register_workload|workloads(/.+)?)$",
-                    }
-                ]
-            }
-        },
-    }
-    token = issue_admin_token(
-        (tmp_path / "admin.key").read_bytes(), role="owner", issuer="test", seconds=600
-    )
-    return table, token
 
 
 def test_registering_listing_and_deleting_need_an_administrator(

@@ -20,6 +20,7 @@ COMMANDS = {
     "collateral": ("collateral", "fetch, import and list collateral for TDX and SGX"),
     "workloads": ("workloads", "register, list and delete workloads; measure launches"),
     "client": ("kbs_client", "talk to a broker, as a guest or as an administrator (kbs-client)"),
+    "keys": ("keys", "keep keys and transfer them to TEEs (the /kbs/v1 API)"),
     "keygen": ("keygen", "make keys for administrators, tokens and TLS"),
     "admin-token": ("admin_token", "issue an administrator's token"),
     "check-config": ("check_config", "say what a configuration file means"),

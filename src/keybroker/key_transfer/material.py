@@ -60,6 +60,11 @@ class KeySpec:
     length: int | None = None
     curve: str | None = None
 
+    @property
+    def bits(self) -> int:
+        """The length in bits; for EC that of the field."""
+        return self.length or CURVES[self.curve or ""].key_size
+
 
 @dataclass(frozen=True, slots=True)
 class Material:
@@ -98,13 +103,10 @@ def parse_spec(algorithm: str, length: int | None, curve: str | None) -> KeySpec
 def generate(spec: KeySpec) -> Material:
     """Make a key. An RSA key of 7680 bits takes seconds."""
     if spec.algorithm == AES:
-        assert spec.length is not None
-        return Material(os.urandom(spec.length // 8))
+        return Material(os.urandom(spec.bits // 8))
     if spec.algorithm == RSA:
-        assert spec.length is not None
-        return _material(rsa.generate_private_key(_PUBLIC_EXPONENT, spec.length))
-    assert spec.curve is not None
-    return _material(ec.generate_private_key(CURVES[spec.curve]))
+        return _material(rsa.generate_private_key(_PUBLIC_EXPONENT, spec.bits))
+    return _material(ec.generate_private_key(CURVES[spec.curve or ""]))
 
 
 def parse_key_data(key_data: str, spec: KeySpec) -> Material:
@@ -131,8 +133,7 @@ def parse_key_data(key_data: str, spec: KeySpec) -> Material:
     except Exception:
         # Nothing of the parser's words may leave: they could quote the key.
         raise MalformedError("key_data is not an unencrypted private key in PEM") from None
-    _check_kind(key, spec)
-    return _material(key)
+    return _material(_check_kind(key, spec))
 
 
 def check_octets(octets: bytes, spec: KeySpec) -> bytes:
@@ -153,19 +154,19 @@ def check_octets(octets: bytes, spec: KeySpec) -> bytes:
     return octets
 
 
-def _check_kind(key: object, spec: KeySpec) -> None:
+def _check_kind(key: object, spec: KeySpec) -> PrivateKey:
     if spec.algorithm == RSA and isinstance(key, rsa.RSAPrivateKey):
         if key.key_size != spec.length:
             raise MalformedError("the key does not have the length that key_length says")
-    elif spec.algorithm == EC and isinstance(key, ec.EllipticCurvePrivateKey):
+        return key
+    if spec.algorithm == EC and isinstance(key, ec.EllipticCurvePrivateKey):
         if spec.curve is None or key.curve.name != CURVES[spec.curve].name:
             raise MalformedError("the key is not on the curve that curve_type says")
-    else:
-        raise MalformedError("the key is not of the algorithm that is said")
+        return key
+    raise MalformedError("the key is not of the algorithm that is said")
 
 
-def _material(key: object) -> Material:
-    assert isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
+def _material(key: PrivateKey) -> Material:
     return Material(
         key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
         key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),

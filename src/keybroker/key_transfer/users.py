@@ -67,15 +67,16 @@ class UserStore:
             InUseError: another user has the name.
             LockedOutError: too many passwords wait to be hashed.
         """
+        check_username(username)
+        check_password(password)
+        checked = check_permissions(permissions)
         user = User(
             id=new_id(),
-            username=check_username(username),
-            password_hash="",
-            permissions=check_permissions(permissions),
+            username=username,
+            password_hash=await self._passwords.hash(password),
+            permissions=checked,
             created_at=now(),
         )
-        check_password(password)
-        user = msgspec.structs.replace(user, password_hash=await self._passwords.hash(password))
         await self._claim(username, user.id)
         try:
             await self._records.set(user.id, encode(user))

@@ -21,7 +21,6 @@ from keybroker.key_transfer.managers.kmip_messages import (
 )
 from keybroker.key_transfer.material import (
     AES,
-    CURVES,
     RSA,
     KeySpec,
     Material,
@@ -74,9 +73,7 @@ class KmipKeyManager:
         material: Material,
         created_at: str,  # noqa: ARG002 - the server keeps a time of its own
     ) -> str | None:
-        length = CURVES[spec.curve].key_size if spec.curve is not None else spec.length
-        assert length is not None
-        request = self._messages.register(key_id, spec, material, length)
+        request = self._messages.register(key_id, spec, material)
         return unique_id(await self._call(request, enums.Operation.REGISTER))
 
     async def adopt(self, spec: KeySpec, kmip_key_id: str) -> None:

@@ -77,15 +77,15 @@ class KmipMessages:
         )
         return self._request(enums.Operation.CREATE_KEY_PAIR, payload)
 
-    def register(self, name: str, spec: KeySpec, material: Material, length: int) -> bytes:
-        """Register a key: octets of AES, PKCS #8 of RSA and EC; the length is in bits."""
+    def register(self, name: str, spec: KeySpec, material: Material) -> bytes:
+        """Register a key: octets of AES, PKCS #8 of RSA and EC."""
         symmetric = spec.algorithm == AES
         format_ = enums.KeyFormatType.RAW if symmetric else enums.KeyFormatType.PKCS_8
         block = objects.KeyBlock(
             key_format_type=_misc("KeyFormatType", format_),
             key_value=objects.KeyValue(objects.KeyMaterial(material.octets)),
             cryptographic_algorithm=_attribute_value("CryptographicAlgorithm", spec.algorithm),
-            cryptographic_length=_attribute_value("CryptographicLength", length),
+            cryptographic_length=_attribute_value("CryptographicLength", spec.bits),
         )
         usage = [_ENCRYPT, _DECRYPT] if symmetric else [_DECRYPT, _SIGN]
         payload = payloads.RegisterRequestPayload(

@@ -2,14 +2,21 @@
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote as escape
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from dcap_material import Recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,11 +28,12 @@ from keybroker.softtee.intel import SoftwareIntel, Terms
 from keybroker.softtee.intel_pccs import Behaviour, SoftwarePccs
 from keybroker.softtee.intel_quote import SoftwareIntelPlatform
 from keybroker.verifiers.dcap.collateral import CollateralKey, verify_collateral
+from keybroker.verifiers.dcap.collateral_service import make_source
 from keybroker.verifiers.dcap.offline import OfflineSource, keys_in_file
 from keybroker.verifiers.dcap.pcs import PcsSource
 from keybroker.verifiers.dcap.qcnl import parse_qcnl_conf, settle
 from keybroker.verifiers.dcap.roots import intel_root
-from keybroker.verifiers.dcap.source import CollateralSource, SourceError, make_source
+from keybroker.verifiers.dcap.source import CollateralSource, SourceError
 from keybroker.verifiers.x509 import Certificate
 
 
@@ -123,6 +131,36 @@ async def test_a_service_that_is_not_there_is_unavailable(
     with pytest.raises(SourceError) as refused:
         await fetched(source_for(pccs.url), key_of(platform))
     assert refused.value.unavailable
+
+
+async def test_the_tls_certificate_of_a_service_counts_unless_told_otherwise(
+    tmp_path: Path, intel: SoftwareIntel, platform: SoftwareIntelPlatform
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pccs")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "pccs.pem"
+    path.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        + certificate.public_bytes(Encoding.PEM)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    with SoftwarePccs(intel, [platform], tls=context) as pccs:
+        with pytest.raises(SourceError, match="CERTIFICATE_VERIFY_FAILED") as refused:
+            await fetched(source_for(pccs.url), key_of(platform))
+        assert refused.value.unavailable
+        await fetched(source_for(pccs.url, verify_tls=False), key_of(platform))
 
 
 async def test_who_hangs_up_stops_the_fetch(

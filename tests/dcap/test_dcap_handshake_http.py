@@ -145,6 +145,15 @@ def test_a_td_that_is_not_known_gets_nothing(
             guest.get_resource(PATH)
 
 
+def test_a_log_that_is_a_megabyte_of_padding_is_taken(
+    dcap_broker: RunningBroker, platform: SoftwareIntelPlatform
+) -> None:
+    log = SoftwareEventLog.linux(KERNEL, COMMAND_LINE)
+    log.pad(1024 * 1024)
+    with GuestClient(dcap_broker.url, td(platform, log=log), devices=[]) as guest:
+        assert submodule(guest.attest())["ear.status"] == "affirming"
+
+
 @pytest.mark.parametrize(
     "launch", [{"mr_enclave": bytes(32)}, {"mr_signer": bytes(32)}, {"debug": True}]
 )

@@ -46,11 +46,11 @@ from keybroker.verifiers.dcap.collateral import (
     VerifiedCollateral,
     verify_collateral,
 )
+from keybroker.verifiers.dcap.collateral_service import make_source
 from keybroker.verifiers.dcap.offline import MAX_FILE_BYTES, collateral_in_file, keys_in_file
 from keybroker.verifiers.dcap.qcnl import settle
 from keybroker.verifiers.dcap.quote import parse_quote
 from keybroker.verifiers.dcap.roots import load_roots
-from keybroker.verifiers.dcap.source import make_source
 from keybroker.verifiers.dcap.verification import collateral_key
 from keybroker.verifiers.x509 import Certificate
 

@@ -18,11 +18,12 @@ from keybroker.verifiers.dcap.collateral import (
     VerifiedCollateral,
     verify_collateral,
 )
+from keybroker.verifiers.dcap.collateral_service import make_source
 from keybroker.verifiers.dcap.offline import OfflineSource
 from keybroker.verifiers.dcap.qcnl import settle
 from keybroker.verifiers.dcap.quote import parse_quote
 from keybroker.verifiers.dcap.roots import INTEL_SGX_ROOT_CA_SHA256, load_roots
-from keybroker.verifiers.dcap.source import CollateralSource, SourceError, make_source
+from keybroker.verifiers.dcap.source import CollateralSource, SourceError
 from keybroker.verifiers.dcap.verification import (
     CLOCK_SKEW,
     QuoteVerdict,

@@ -10,6 +10,7 @@ Specification: Intel PCCS Design Guide, section 3; Intel PCS API, version 4.
 """
 
 import gzip
+import ssl
 import threading
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -56,7 +57,17 @@ class SoftwarePccs:
         intel: SoftwareIntel,
         platforms: Iterable[SoftwareIntelPlatform],
         terms: Terms | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """Take what is served.
+
+        Args:
+            intel: signs the collateral.
+            platforms: for these machines.
+            terms: what it says; default: that all is well.
+            tls: serve HTTPS with this certificate.
+        """
         self.behaviour = Behaviour.HONEST
         self.terms = terms if terms is not None else Terms()
         self.requests: list[str] = []
@@ -79,6 +90,13 @@ class SoftwarePccs:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._scheme = "http"
+        if tls is not None:
+            self._scheme = "https"
+            # each handshake in the thread of its connection: a client may break one off
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         )
@@ -86,7 +104,7 @@ class SoftwarePccs:
     @property
     def url(self) -> str:
         """The address, as it stands in a configuration."""
-        return f"http://127.0.0.1:{self._server.server_port}/sgx/certification/v4/"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}/sgx/certification/v4/"
 
     def asked_for(self, part: str) -> int:
         """Count the requests for ``tcb``, ``qe/identity``, ``pckcrl`` or ``rootcacrl``."""

@@ -10,6 +10,8 @@ Modules: :mod:`~keybroker.verifiers.dcap.quote` (the bytes),
 :mod:`~keybroker.verifiers.dcap.collateral` (its form, and its signatures),
 :mod:`~keybroker.verifiers.dcap.tcb` (which TCB level a platform has),
 :mod:`~keybroker.verifiers.dcap.verification` (all of it together),
+:mod:`~keybroker.verifiers.dcap.claims` (what it shows),
 :mod:`~keybroker.verifiers.dcap.pcs`, :mod:`~keybroker.verifiers.dcap.offline` (where collateral
-comes from) and :mod:`~keybroker.verifiers.dcap.cache` (where it is kept).
+comes from), :mod:`~keybroker.verifiers.dcap.cache` (where it is kept) and
+:mod:`~keybroker.verifiers.dcap.verifier` (what a broker asks).
 """

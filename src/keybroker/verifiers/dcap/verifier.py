@@ -28,11 +28,11 @@ from keybroker.storage.interface import StorageProvider
 from keybroker.verifiers.dcap.cache import CollateralCache
 from keybroker.verifiers.dcap.claims import verdict_claims
 from keybroker.verifiers.dcap.collateral import VerifiedCollateral
+from keybroker.verifiers.dcap.collateral_service import make_source
 from keybroker.verifiers.dcap.pck import parse_pck_chain
 from keybroker.verifiers.dcap.qcnl import settle
 from keybroker.verifiers.dcap.quote import MAX_QUOTE_BYTES, Quote, parse_quote
 from keybroker.verifiers.dcap.roots import load_roots
-from keybroker.verifiers.dcap.source import make_source
 from keybroker.verifiers.dcap.verification import QuoteVerdict, collateral_key, verify_quote
 from keybroker.verifiers.eventlog import EventLog, parse_event_log_base64
 from keybroker.verifiers.interface import ExpectedBinding, VerifiedEvidence

@@ -277,6 +277,19 @@ def test_a_deleted_workload_ends_its_sessions(api: Api, milan: SoftwareSnpPlatfo
     assert session.key().status_code == 401
 
 
+def test_a_guest_may_send_its_cookie_in_two_headers(api: Api, milan: SoftwareSnpPlatform) -> None:
+    """libcurl adds the cookie that it keeps to the header that the guest makes itself."""
+    session, other = SnpSession.begin(api, milan), SnpSession.begin(api, milan)
+    assert session.attest().status_code == 200
+    path = "/workload/kbs/v0/key/snp-1"
+    own, foreign = (("cookie", f"session_id={one.cookie}") for one in (session, other))
+    for headers in ([own, own], [("cookie", f"a=b; session_id={session.cookie}; c=d")]):
+        assert session.decrypt(api.http.get(path, headers=headers)) == PASSPHRASE
+    for headers in ([own, foreign], [foreign, own]):
+        answer = api.http.get(path, headers=headers)
+        assert answer.status_code == 401
+
+
 def test_answers_fit_the_buffers_of_guests(
     api: Api, sev_platform: SoftwareSevPlatform, milan: SoftwareSnpPlatform
 ) -> None:

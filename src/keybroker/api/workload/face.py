@@ -27,7 +27,6 @@ from starlette.types import Message, Receive, Scope, Send
 from keybroker.api.errors import send_error, send_internal_error
 from keybroker.api.exchange import (
     BodyLimits,
-    cookie,
     header,
     read_body,
     require_json,
@@ -36,6 +35,7 @@ from keybroker.api.exchange import (
 )
 from keybroker.api.metrics import Metrics
 from keybroker.kbs.admin import AdminAccess
+from keybroker.kbs.sessions import SessionError
 from keybroker.model.errors import (
     ERROR_TYPE_PREFIX,
     KeybrokerError,
@@ -227,7 +227,24 @@ class WorkloadFace:
 
 
 def _cookie(exchange: _Exchange) -> str | None:
-    return cookie(exchange.scope, SESSION_COOKIE)
+    """Return the session cookie.
+
+    Guests send two ``Cookie`` headers, one of their own making and one that their HTTP library
+    adds. Both hold the same session.
+
+    Raises:
+        SessionError: they do not.
+    """
+    found = {
+        part.partition("=")[2].strip().strip('"')
+        for name, value in exchange.scope["headers"]
+        if name == b"cookie"
+        for part in value.decode("latin-1").split(";")
+        if part.partition("=")[0].strip() == SESSION_COOKIE
+    }
+    if len(found) > 1:
+        raise SessionError("the request holds cookies of several sessions")
+    return found.pop() if found else None
 
 
 def _only(exchange: _Exchange, *methods: str, path_length: int) -> None:

@@ -312,6 +312,20 @@ async def test_a_worker_that_died_while_fetching_holds_nobody_up(
     assert await store.get(lease) is None
 
 
+async def test_workers_do_not_wait_for_a_service_one_after_the_other(
+    make_cache: MakeCache, pccs: SoftwarePccs, platform: SoftwareIntelPlatform
+) -> None:
+    pccs.behaviour = Behaviour.HANG
+    workers = [make_cache(timeout=1.2) for _ in range(3)]
+    start = time.monotonic()
+    answers = await asyncio.gather(
+        *(cache.get(key_of(platform)) for cache in workers), return_exceptions=True
+    )
+    assert all(isinstance(answer, EvidenceError) for answer in answers)
+    assert time.monotonic() - start < 2.2
+    assert pccs.asked_for("tcb") == 1
+
+
 async def test_a_folder_is_used_without_storage_or_network(
     tmp_path: Path,
     intel: SoftwareIntel,

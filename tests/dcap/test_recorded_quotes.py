@@ -6,6 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from dcap_material import Recorded
 
 from keybroker.model.errors import EvidenceError
@@ -18,6 +21,7 @@ from keybroker.verifiers.dcap.roots import INTEL_SGX_ROOT_CA_SHA256, intel_root,
 from keybroker.verifiers.dcap.verification import verify_quote
 from keybroker.verifiers.dcap.verifier import verify_event_log
 from keybroker.verifiers.eventlog import parse_event_log
+from keybroker.verifiers.x509 import parse_certificates
 
 DAY = timedelta(days=1)
 
@@ -209,3 +213,28 @@ def test_the_claims_of_a_recorded_enclave(evidence_dir: Path) -> None:
     assert claims["init_data"] == "00" * 64
     assert claims["platform_instance_id"] == "7a3a6941065cd5060bd93d3db2cfc0c8"
     assert claims["debug"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "member"), [("tcbInfo.json", "tcbInfo"), ("enclaveIdentity.json", "enclaveIdentity")]
+)
+def test_intels_signature_holds_over_the_bytes_that_are_taken(
+    name: str, member: str, evidence_dir: Path, recorded_td: Recorded
+) -> None:
+    raw = (evidence_dir / "tdx" / name).read_bytes()
+    document = json.loads(raw)
+    (signer, _) = parse_certificates(
+        recorded_td.collateral.parts.tcb_info_issuer_chain.encode("ascii")
+    )
+    key = signer.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    signature = bytes.fromhex(document["signature"])
+    encoded = encode_dss_signature(
+        int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+    )
+    # as they lie in a service's answer, and as they are written anew from a file of Intel's tool
+    start = raw.index(b"{", 1)
+    sliced = raw[start : raw.rindex(b',"signature"')]
+    rewritten = json.dumps(document[member], separators=(",", ":"), ensure_ascii=False).encode()
+    assert sliced == rewritten
+    key.verify(encoded, sliced, ec.ECDSA(hashes.SHA256()))

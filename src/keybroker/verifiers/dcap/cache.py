@@ -62,6 +62,11 @@ _LEASE_SECONDS: Final = 30.0
 _LEASE_POLL_SECONDS: Final = 0.05
 
 
+#: A worker that waited longer than this for another's failed fetch does not try again itself:
+#: its guests have waited for one time-out already.
+_PATIENCE_SECONDS: Final = 1.0
+
+
 class StoredCollateral(msgspec.Struct, frozen=True):
     """What storage keeps: collateral and when it was fetched, in seconds since 1970."""
 
@@ -312,19 +317,30 @@ class CollateralCache:
     async def _wait_for_other(
         self, store: KeyValueStore, key: CollateralKey, lease: str, kept: _Held | None
     ) -> _Held | None:
-        """Wait until another worker has fetched or given up; return what it brought."""
-        while True:
+        """Wait until another worker has fetched or given up; return what it brought.
+
+        Returns:
+            None where it died, brought nothing that can be kept, or storage failed.
+
+        Raises:
+            SourceError: it waited for the source in vain, so there is no point in doing so again.
+        """
+        began = time.monotonic()
+        held: bytes | None = b""
+        while held is not None and (not held or _lease_end(held) >= self._clock()):
             await asyncio.sleep(_LEASE_POLL_SECONDS)
             try:
                 held = await store.get(lease)
             except StorageError:
                 return None
-            if held is None or _lease_end(held) < self._clock():
-                break
         found = await self._from_storage(store, key)
-        if found is None or (kept is not None and found.renew_at <= kept.renew_at):
-            return None
-        return found
+        if found is not None and (kept is None or found.renew_at > kept.renew_at):
+            return found
+        if held is None and time.monotonic() - began > _PATIENCE_SECONDS:
+            reason = "another worker has just waited for it in vain"
+            self._backoff.failed(key, reason)
+            raise SourceError(reason)
+        return None
 
     async def _keep(self) -> None:
         """Renew what is due, and take what others have put into storage."""

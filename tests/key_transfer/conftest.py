@@ -1,11 +1,12 @@
 """Key management servers, and brokers with a ``[key_transfer]`` table."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import BrokerFactory, RunningBroker
+from tests.conftest import OPEN_CONFIG, RunningBroker, merged, start_process
 from tests.key_transfer.key_servers import (
     KmipServer,
     VaultServer,
@@ -44,21 +45,33 @@ StartKbs = Callable[..., Admin]
 
 
 @pytest.fixture
-def start_kbs(start_broker: BrokerFactory, tmp_path: Path) -> Iterator[StartKbs]:
+def start_kbs(tmp_path: Path) -> Iterator[StartKbs]:
     """Start brokers that transfer keys; returns an administrator of each, logged in.
 
     Keyword arguments go into the ``[key_transfer]`` table; ``tables`` are other tables.
     """
     (tmp_path / "master.key").write_text(MASTER_KEY)
     (tmp_path / "master.key").chmod(0o600)
+    running: list[RunningBroker] = []
     opened: list[Any] = []
 
-    def start(tables: dict[str, Any] | None = None, **table: Any) -> Admin:
-        broker: RunningBroker = start_broker(
-            key_transfer={"admin_username": USER, "admin_password": PASSWORD, **table},
-            encryption={"source": "file", "path": str(tmp_path / "master.key")},
-            **(tables or {}),
-        )
+    def start(
+        tables: dict[str, Any] | None = None, *, certificate: Path | None = None, **table: Any
+    ) -> Admin:
+        home = tmp_path / f"kbs-{len(running)}"
+        home.mkdir()
+        own = {
+            "storage_backend": {
+                "storage_type": "Sqlite",
+                "backends": {"sqlite": {"path": str(home / "keybroker.db")}},
+            },
+            "key_transfer": {"admin_username": USER, "admin_password": PASSWORD, **table},
+            "encryption": {"source": "file", "path": str(tmp_path / "master.key")},
+        }
+        path = home / "config.json"
+        path.write_text(json.dumps(merged(merged(OPEN_CONFIG, own), tables or {})))
+        broker = start_process(["kbs", "-c", str(path)], home, certificate=certificate)
+        running.append(broker)
         http = broker.http()
         opened.append(http)
         admin = Admin(http)
@@ -69,3 +82,5 @@ def start_kbs(start_broker: BrokerFactory, tmp_path: Path) -> Iterator[StartKbs]
     yield start
     for http in opened:
         http.close()
+    for broker in running:
+        broker.stop()

@@ -72,6 +72,7 @@ class Admin:
         self.http = http
         self.token = token
         self.broker: Any = None
+        self.id = ""
 
     def login(self, username: str = USER, password: str = PASSWORD) -> httpx.Response:
         answer = self.http.post(

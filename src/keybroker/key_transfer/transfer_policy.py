@@ -29,7 +29,7 @@ ENFORCE_TCB = "enforce_tcb_upto_date"
 #: More values, attributes or policy ids than any policy has a use for.
 MAX_VALUES = 256
 
-_MAX_TEXT = 4096
+_MAX_TEXT = 1024
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 _SHA384 = re.compile(r"[0-9a-fA-F]{96}", re.ASCII)
 _CLAIM_NAME = re.compile(r"[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*", re.ASCII)
@@ -77,7 +77,7 @@ def parse_policy(request: Any, *, policy_id: str, created_at: str) -> TransferPo
     if unknown:
         raise MalformedError(f"unknown member {unknown[0][:64]!r} in a {type_} policy")
     for other in ("sgx", "tdx"):
-        if other != member and request.get(other) is not None:
+        if other != member and other in request:
             raise MalformedError(f"a {type_} policy must not have the member {other!r}")
     body = request.get(member)
     if not isinstance(body, dict):
@@ -85,15 +85,15 @@ def parse_policy(request: Any, *, policy_id: str, created_at: str) -> TransferPo
     unknown = sorted(set(body) - {"attributes", "policy_ids"})
     if unknown:
         raise MalformedError(f"unknown member {unknown[0][:64]!r} in {member!r}")
-    attributes, enforce = _attributes(body.get("attributes"), type_)
-    policy_ids = _policy_ids(body.get("policy_ids"))
+    attributes, enforce = _attributes(body.get("attributes", {}), type_)
+    policy_ids = _policy_ids(body.get("policy_ids", []))
     if not attributes and not policy_ids:
         raise MalformedError("a policy that names no attribute and no policy id matches everything")
     document: dict[str, Any] = {
         "id": policy_id,
         "created_at": created_at,
         "attestation_type": type_,
-        member: {name: value for name, value in body.items() if value is not None},
+        member: body,
     }
     return TransferPolicy(policy_id, type_, attributes, enforce, policy_ids, document)
 
@@ -126,13 +126,11 @@ def _attestation_type(value: Any) -> str:
 
 
 def _attributes(value: Any, type_: str) -> tuple[Mapping[str, tuple[Scalar, ...]], bool]:
-    if value is None:
-        return {}, False
     if not isinstance(value, dict):
         raise MalformedError("attributes must be an object")
     if len(value) > MAX_VALUES:
         raise MalformedError("too many attributes")
-    given = {name: item for name, item in value.items() if item is not None}
+    given = dict(value)
     enforce = _boolean(given.pop(ENFORCE_TCB, False))
     readers = _READERS.get(type_)
     attributes: dict[str, tuple[Scalar, ...]] = {}
@@ -160,8 +158,6 @@ def _boolean(value: Any) -> bool:
 
 
 def _policy_ids(value: Any) -> frozenset[str]:
-    if value is None:
-        return frozenset()
     if not isinstance(value, list) or len(value) > MAX_VALUES:
         raise MalformedError("policy_ids must be a list of ids")
     ids = set()
@@ -185,10 +181,10 @@ def _one_digest(name: str, value: Any) -> tuple[Scalar, ...]:
 
 
 def _digest(name: str, value: Any, pattern: re.Pattern[str]) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value.strip()):
+    if not isinstance(value, str) or not pattern.fullmatch(value):
         bits = 256 if pattern is _SHA256 else 384
         raise MalformedError(f"{name} must hold SHA-{bits} digests in hexadecimal")
-    return value.strip().lower()
+    return value.lower()
 
 
 def _numbers(name: str, value: Any) -> tuple[Scalar, ...]:

@@ -259,7 +259,9 @@ class Endpoints:
         """``POST /keys/{id}/transfer``: the key, wrapped for a TEE that attests."""
         exchange.require_accept(JSON)
         attestation_type = header(exchange.scope, ATTESTATION_TYPE)
-        if not exchange.body and not attestation_type:
+        if not exchange.body:
+            if attestation_type:
+                raise MalformedError("evidence is needed with the header Attestation-Type")
             challenge = await self._transfers.challenge(exchange.id)
             said = (ATTESTATION_TYPE, challenge.attestation_type.encode("ascii"))
             await exchange.answer(200, nonce_answer(challenge.nonce), [said])

@@ -6,7 +6,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from keybroker.key_transfer.keys import KeyFilter, KeyRequest
-from keybroker.key_transfer.material import ALGORITHMS, CURVES, parse_spec
+from keybroker.key_transfer.material import (
+    AES_LENGTHS,
+    ALGORITHMS,
+    CURVES,
+    RSA_LENGTHS,
+    parse_spec,
+)
 from keybroker.key_transfer.nonces import Nonce, parse_nonce, parse_octets
 from keybroker.key_transfer.records import NIL_ID, KeyRecord, User, parse_id
 from keybroker.key_transfer.transfer import BackgroundRequest
@@ -26,9 +32,11 @@ MAX_USER_DATA_BYTES = 8 * 1024
 #: Event logs of guests have up to some hundred KiB.
 MAX_EVENT_LOG_BYTES = 1024 * 1024
 
-#: Answers of ``GET /users`` and ``GET /keys`` to a filter that the API does not know.
+#: What ``GET /keys`` and ``GET /users`` can be narrowed by.
 _KEY_FILTERS = frozenset({"algorithm", "keyLength", "curveType", "transferPolicyId"})
 _USER_FILTERS = frozenset({"username"})
+
+_KEY_LENGTHS = frozenset(str(bits) for bits in (*AES_LENGTHS, *RSA_LENGTHS))
 
 _MAX_ID_CHARS = 128
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_ /.-")
@@ -167,16 +175,16 @@ def parse_key_filter(query: dict[str, str]) -> KeyFilter:
         MalformedError: one that there is not, or a value that no key has.
     """
     _check_names(query, _KEY_FILTERS)
-    algorithm = query.get("algorithm", "").strip().upper() or None
+    algorithm = query.get("algorithm", "").upper() or None
     if algorithm is not None and algorithm not in ALGORITHMS:
         raise MalformedError("algorithm must be AES, RSA or EC")
-    length = query.get("keyLength", "").strip() or None
-    if length is not None and not (length.isascii() and length.isdigit() and len(length) < 6):
-        raise MalformedError("keyLength must be an integer")
-    curve = query.get("curveType", "").strip() or None
+    length = query.get("keyLength") or None
+    if length is not None and length not in _KEY_LENGTHS:
+        raise MalformedError("keyLength is the length of no key")
+    curve = query.get("curveType") or None
     if curve is not None and curve not in CURVES:
         raise MalformedError("curveType must be secp256r1, secp384r1 or secp521r1")
-    policy_id = query.get("transferPolicyId", "").strip() or None
+    policy_id = query.get("transferPolicyId") or None
     return KeyFilter(
         algorithm,
         None if length is None else int(length),
@@ -192,7 +200,7 @@ def parse_user_filter(query: dict[str, str]) -> str | None:
         MalformedError: another filter.
     """
     _check_names(query, _USER_FILTERS)
-    return query.get("username", "").strip() or None
+    return query.get("username") or None
 
 
 def _check_names(query: dict[str, str], known: frozenset[str]) -> None:

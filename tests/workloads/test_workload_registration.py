@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.workloads.wire import SEV_DIGEST, sev_policy, sev_workload, snp_workload
 
+from keybroker.cli.main import main
 from keybroker.config.kbs import KbsConfig
 from keybroker.config.loader import load_config
 from keybroker.config.storage import EncryptionConfig, StorageBackendConfig
@@ -369,6 +370,26 @@ def test_workloads_are_off_unless_configured(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(tmp_path: Path, line: str) -> None:
     with pytest.raises(ConfigError):
         config_of(tmp_path, f"[workloads]\n{line}\n")
+
+
+def test_check_config_says_that_a_master_key_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encryption: dict[str, Any]
+) -> None:
+    path = tmp_path / "config.json"
+    config: dict[str, Any] = {
+        "http_server": {"insecure_http": True},
+        "admin": {"authorization_mode": "DenyAll"},
+        "storage_backend": {
+            "storage_type": "Sqlite",
+            "backends": {"sqlite": {"path": str(tmp_path / "db")}},
+        },
+        "workloads": {},
+    }
+    path.write_text(json.dumps(config))
+    assert main(["check-config", str(path)]) == 1
+    assert "never stored in clear" in capsys.readouterr().out
+    path.write_text(json.dumps(config | {"encryption": encryption}))
+    assert main(["check-config", str(path)]) == 0
 
 
 async def test_passphrases_are_never_kept_in_clear(

@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 from tests.conftest import RunningBroker
-from tests.workloads.conftest import WorkloadBrokerFactory
+from tests.workloads.conftest import WorkloadBrokerFactory, platform_chain
 from tests.workloads.wire import (
     MEMORY,
     PASSPHRASE,
@@ -164,6 +164,28 @@ def test_without_a_configured_root_no_software_platform_is_believed(
         session = SnpSession.begin(api, platform)
         assert session.attest().status_code == 401
         assert session.key().status_code == 401
+
+
+@pytest.mark.parametrize("name", ["naples", "rome", "milan", "milan-other"])
+def test_real_platforms_are_challenged(start_workloads: WorkloadBrokerFactory, name: str) -> None:
+    """Their certificates as a client sends them, with a buffer that has room for the larger."""
+    api = Api(start_workloads(extra_trusted_sev_roots=[]))
+    api.register(sev_workload())
+    chain = {key: list(value.ljust(1600, b"\xa5")) for key, value in platform_chain(name).items()}
+    parameters = {
+        "workload_id": "sev-1",
+        "build": {"version": {"major": 1, "minor": 49}, "build": 6},
+        "chain": {
+            "ca": {key: chain[key] for key in ("ask", "ark")},
+            "sev": {key: chain[key] for key in ("pdh", "pek", "oca", "cek")},
+        },
+    }
+    answer = api.auth("sev", parameters)
+    assert answer.status_code == 200
+    start = json.loads(answer.json()["extra-params"])["start"]
+    assert len(start["cert"]) == 2084
+    parameters["chain"]["sev"]["pdh"][1043] ^= 1
+    assert api.auth("sev", parameters).status_code == 401
 
 
 def test_every_step_out_of_order_is_refused(

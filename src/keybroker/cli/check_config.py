@@ -18,6 +18,7 @@ from keybroker.kbs.plugins.registry import make_plugins
 from keybroker.model.errors import ConfigError
 from keybroker.storage.encryption import load_keyring
 from keybroker.storage.provider import check_storage_type, open_storage
+from keybroker.workloads.store import check_encryption
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -77,7 +78,15 @@ def _unreadable(config: KbsConfig) -> Iterator[str]:
 
 def _refusals(config: KbsConfig) -> Iterator[str]:
     """Yield what the parts of the broker would refuse at start."""
-    for check in (_check_tls, _check_rules, _check_storage, _check_attestation, _check_plugins):
+    checks = (
+        _check_tls,
+        _check_rules,
+        _check_storage,
+        _check_attestation,
+        _check_plugins,
+        _check_workloads,
+    )
+    for check in checks:
         try:
             check(config)
         except ConfigError as error:
@@ -127,6 +136,11 @@ def _check_attestation(config: KbsConfig) -> None:
 
 def _check_plugins(config: KbsConfig) -> None:
     asyncio.run(_make_plugins(config))
+
+
+def _check_workloads(config: KbsConfig) -> None:
+    if config.workloads is not None:
+        check_encryption(config)
 
 
 async def _make_plugins(config: KbsConfig) -> None:

@@ -178,22 +178,34 @@ def _registered(record: _Record) -> RegisteredWorkload:
     return RegisteredWorkload(workload, record.revision, record.registered_at)
 
 
-async def open_workload_records(config: KbsConfig, storage: StorageProvider) -> KeyValueStore:
-    """Open the namespace of registrations, encrypted wherever it outlives the process.
+def check_encryption(config: KbsConfig) -> None:
+    """Refuse a configuration by which passphrases would outlive the process in clear.
 
     Raises:
-        ConfigError: values would be stored in clear.
+        ConfigError: the storage is not in memory, and there is no master key.
     """
-    records = await storage.namespace(NAMESPACE)
-    if config.storage_backend.storage_type is StorageType.MEMORY:
-        return records
-    if isinstance(records, EncryptedStore):
-        return records
-    if config.encryption is None:
+    if config.encryption is None and config.storage_backend.storage_type is not StorageType.MEMORY:
         raise ConfigError(
             "[workloads] keeps passphrases, which are never stored in clear: add the table"
             " [encryption] with a master key"
         )
+
+
+async def open_workload_records(config: KbsConfig, storage: StorageProvider) -> KeyValueStore:
+    """Open the namespace of registrations, encrypted wherever it outlives the process.
+
+    Raises:
+        ConfigError: as :func:`check_encryption`.
+    """
+    check_encryption(config)
+    records = await storage.namespace(NAMESPACE)
+    if (
+        config.encryption is None
+        or config.storage_backend.storage_type is StorageType.MEMORY
+        or isinstance(records, EncryptedStore)
+    ):
+        return records
+    # LocalFs, whose other namespaces Trustee can read; this one it does not know.
     return EncryptedStore(
         cast(ComparingStore, records),  # as every back end is
         load_keyring(config.encryption),

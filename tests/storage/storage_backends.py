@@ -39,8 +39,8 @@ def opened(backend: str, directory: Path) -> StorageProvider:
     return open_storage(configured(backend, directory), keyring, encrypt_local_fs=True)
 
 
-async def opened_store(provider: StorageProvider) -> ComparingStore:
-    return await provider.namespace("repository")  # type: ignore[return-value]
+async def opened_store(provider: StorageProvider, namespace: str = "repository") -> ComparingStore:
+    return await provider.namespace(namespace)  # type: ignore[return-value]
 
 
 async def _write_forever(backend: str, directory: Path, worker: str) -> None:

@@ -1,6 +1,8 @@
 """The same contract for every back end, with and without encryption."""
 
 import asyncio
+import os
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -22,9 +24,10 @@ async def provider(
     await provider.close()
 
 
-@pytest.fixture
-async def store(provider: StorageProvider) -> ComparingStore:
-    return await opened_store(provider)
+@pytest.fixture(params=["repository", "kbs_protocol_session"])
+async def store(provider: StorageProvider, request: pytest.FixtureRequest) -> ComparingStore:
+    """What must last and what is short-lived may be kept in different ways."""
+    return await opened_store(provider, request.param)
 
 
 async def test_what_is_set_is_got(store: ComparingStore) -> None:
@@ -232,3 +235,32 @@ async def test_a_closed_database_takes_no_write(tmp_path: Path) -> None:
         await store.set("k", b"v")
     with pytest.raises(StorageError):
         await store.get("k")
+
+
+async def test_the_log_of_short_lived_values_stays_short(tmp_path: Path) -> None:
+    provider = opened("Sqlite", tmp_path)
+    store = await opened_store(provider, "kbs_protocol_session")
+    for number in range(3000):
+        assert await store.set(f"{number:06d}", os.urandom(4000), overwrite=False)
+    log = tmp_path / "sqlite" / "keybroker-sessions.db-wal"
+    assert log.stat().st_size < 16 * 1024 * 1024
+    assert len(await store.keys()) == 3000
+    await provider.close()
+
+
+async def test_short_lived_values_are_written_while_another_process_writes(tmp_path: Path) -> None:
+    one, two = opened("Sqlite", tmp_path), opened("Sqlite", tmp_path)
+    stores = [await opened_store(p, "kbs_protocol_session") for p in (one, two)]
+    # Held open by another connection, so that no write can begin on the calling thread.
+    blocker = sqlite3.connect(tmp_path / "sqlite" / "keybroker-sessions.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    waiting = asyncio.create_task(stores[0].set("a", b"1", overwrite=False))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    blocker.execute("COMMIT")
+    blocker.close()
+    assert await waiting
+    assert not await stores[1].set("a", b"2", overwrite=False)
+    assert await stores[1].get("a") == b"1"
+    for provider in (one, two):
+        await provider.close()

@@ -34,16 +34,21 @@ class GroupCommit:
     """The writer of one database in this process."""
 
     def __init__(
-        self, connection: sqlite3.Connection, explain: Callable[[Exception], StorageError]
+        self,
+        connection: sqlite3.Connection,
+        explain: Callable[[Exception], StorageError],
+        tidy: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
         """Start the thread; it owns the connection from now on and closes it.
 
         Args:
             connection: opened with ``check_same_thread=False`` and ``isolation_level=None``.
             explain: says what an error of the database means.
+            tidy: called after each commit, on the thread and outside of transactions.
         """
         self._connection = connection
         self._explain = explain
+        self._tidy = tidy
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = True
@@ -95,6 +100,9 @@ class GroupCommit:
                     break
                 group.append(following)
             self._commit(group)
+            if self._tidy is not None:
+                with contextlib.suppress(sqlite3.Error, OSError):
+                    self._tidy(self._connection)
         self._connection.close()
 
     def _commit(self, group: list[_Write]) -> None:

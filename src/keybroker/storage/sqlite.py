@@ -2,8 +2,10 @@
 
 Reads run on the calling thread: a ``SELECT`` by primary key from a database in WAL mode costs
 about 4 µs and never waits for a writer, where handing it to another thread costs about 80 µs.
-Listings, whose cost grows with the namespace, run in a thread. Writes go through one thread a
-process (:mod:`keybroker.storage.group_commit`).
+Listings, whose cost grows with the namespace, run in a thread. Writes that must last go through
+one thread a process, which waits for the disk (:mod:`keybroker.storage.group_commit`). Writes of
+what is short-lived wait for no disk, and so they too run on the calling thread where no other
+process is writing at that moment.
 
 Every row and every namespace carries a revision from a counter that the same transaction raises
 and that never goes back, so one ``SELECT`` tells any process whether its copy is current.
@@ -16,13 +18,23 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from keybroker.model.errors import StorageError
 from keybroker.storage.durable_file import make_directories
 from keybroker.storage.group_commit import GroupCommit
 from keybroker.storage.interface import check_key
+
+_T = TypeVar("_T")
+
+#: Of so many writes on the calling thread the next goes to the writing thread, which then looks
+#: after the log.
+_QUICK_WRITES = 256
+
+#: A longer log of short-lived values is moved into the database.
+_LONG_LOG_BYTES = 4 * 1024 * 1024
 
 #: How long to wait for a writer of another process.
 _WRITE_BUSY_MS = 10_000
@@ -53,6 +65,14 @@ _SCHEMA = (
     )""",
 )
 
+#: A row's revision is above all that its namespace had, so that a key that was deleted and written
+#: anew shows another one.
+_INSERT_NEW = """
+    INSERT INTO entries (namespace, key, value, revision)
+    VALUES (?1, ?2, ?3, 1 + coalesce((SELECT revision FROM namespaces WHERE namespace = ?1), 0))
+    ON CONFLICT (namespace, key) DO NOTHING
+"""
+
 _EXPLANATIONS = {
     "SQLITE_FULL": "the disk is full",
     "SQLITE_READONLY": "the file or its directory is read-only",
@@ -82,6 +102,7 @@ class SqliteDatabase:
             StorageError: the file cannot be opened, made or written, or is none of ours.
         """
         self._path = path
+        self.durable = durable
         try:
             make_directories(path.parent)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -94,12 +115,16 @@ class SqliteDatabase:
                 self._reader = opened.enter_context(
                     contextlib.closing(self._connect(_READ_BUSY_MS))
                 )
-                self._lister = self._connect(_READ_BUSY_MS)
+                self._lister = opened.enter_context(
+                    contextlib.closing(self._connect(_READ_BUSY_MS))
+                )
+                self._quick = None if durable else self._connect_quickly()
                 opened.pop_all()  # all are open, so they stay
         except DATABASE_ERRORS as error:
             raise self.explain(error) from error
         self._listing = asyncio.Lock()
-        self._writer = GroupCommit(writer, self.explain)
+        self._quick_writes = 0
+        self._writer = GroupCommit(writer, self.explain, None if durable else self._shorten_log)
 
     def _connect(self, busy_ms: int) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -130,6 +155,66 @@ class SqliteDatabase:
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         connection.execute("COMMIT")
+
+    def _connect_quickly(self) -> sqlite3.Connection:
+        connection = self._connect(0)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        # Moving the log into the database is the writing thread's, at one of its commits.
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        return connection
+
+    def _shorten_log(self, connection: sqlite3.Connection) -> None:
+        """Move the log into the database while nobody writes; quick writes would never let it."""
+        log = self._path.with_name(self._path.name + "-wal")
+        if log.stat().st_size > _LONG_LOG_BYTES:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    async def write(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Run an operation in a transaction; see :meth:`GroupCommit.write`.
+
+        Raises:
+            StorageError: the write failed; nothing of it is stored.
+        """
+        connection = self._quick
+        if connection is not None:
+            self._quick_writes += 1
+            if self._quick_writes % _QUICK_WRITES:
+                try:
+                    return self._write_here(connection, operation)
+                except DATABASE_ERRORS:
+                    # Another process is writing, or worse: the thread waits, or finds out.
+                    pass
+        return await self._writer.write(operation)
+
+    def _write_here(
+        self, connection: sqlite3.Connection, operation: Callable[[sqlite3.Connection], _T]
+    ) -> _T:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = operation(connection)
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                with contextlib.suppress(*DATABASE_ERRORS):
+                    connection.execute("ROLLBACK")
+        return result
+
+    def insert_quickly(self, namespace: str, key: str, value: bytes) -> bool | None:
+        """Write a short-lived value where there is none, by one statement on the calling thread.
+
+        Returns:
+            Whether there was none; None: not possible now, write in the usual way.
+        """
+        connection = self._quick
+        if connection is None:
+            return None
+        self._quick_writes += 1
+        if self._quick_writes % _QUICK_WRITES == 0:
+            return None
+        try:
+            return connection.execute(_INSERT_NEW, (namespace, key, value)).rowcount > 0
+        except DATABASE_ERRORS:
+            return None
 
     def explain(self, error: Exception) -> StorageError:
         """Say what an error of the database means for the administrator."""
@@ -177,14 +262,11 @@ class SqliteDatabase:
         async with self._listing:
             return await asyncio.to_thread(select)
 
-    @property
-    def writer(self) -> GroupCommit:
-        """The thread that writes."""
-        return self._writer
-
     def close(self) -> None:
         """Finish the writes that wait and close. Blocks; call it in a thread."""
         self._writer.close()
+        if self._quick is not None:
+            self._quick.close()
         self._reader.close()
         self._lister.close()
 
@@ -229,6 +311,10 @@ class SqliteStore:
 
     async def set(self, key: str, value: bytes, *, overwrite: bool = True) -> bool:
         check_key(key)
+        if not overwrite:
+            inserted = self._database.insert_quickly(self._namespace, key, value)
+            if inserted is not None:
+                return inserted
 
         def write(connection: sqlite3.Connection) -> bool:
             if overwrite:
@@ -236,7 +322,7 @@ class SqliteStore:
                 return True
             return self._put_new(connection, key, value)
 
-        return await self._database.writer.write(write)
+        return await self._database.write(write)
 
     async def replace(self, key: str, value: bytes, *, expected: bytes) -> bool:
         check_key(key)
@@ -247,7 +333,7 @@ class SqliteStore:
             self._put(connection, key, value)
             return True
 
-        return await self._database.writer.write(write)
+        return await self._database.write(write)
 
     async def delete(self, key: str) -> bool:
         check_key(key)
@@ -260,7 +346,7 @@ class SqliteStore:
                 self._next_revision(connection)
             return bool(deleted)
 
-        return await self._database.writer.write(write)
+        return await self._database.write(write)
 
     async def delete_before(self, key: str) -> int:
         def write(connection: sqlite3.Connection) -> int:
@@ -275,7 +361,7 @@ class SqliteStore:
 
         total = 0
         while True:
-            deleted = await self._database.writer.write(write)
+            deleted = await self._database.write(write)
             total += deleted
             if deleted < _DELETED_AT_ONCE:
                 return total
@@ -296,7 +382,12 @@ class SqliteStore:
         row = self._database.select(
             "SELECT revision FROM namespaces WHERE namespace = ?", self._namespace
         )
-        return 0 if row is None else row[0]
+        revision = 0 if row is None else row[0]
+        if self._database.durable:
+            return revision
+        # A quick insert raises no counter, but its row is the newest; a delete raises it.
+        newest = self._database.select("SELECT max(rowid) FROM entries")
+        return revision, newest
 
     def _stored(self, connection: sqlite3.Connection, key: str) -> bytes | None:
         row = connection.execute(
@@ -313,12 +404,7 @@ class SqliteStore:
         )
 
     def _put_new(self, connection: sqlite3.Connection, key: str, value: bytes) -> bool:
-        inserted = connection.execute(
-            "INSERT INTO entries (namespace, key, value, revision) VALUES (?1, ?2, ?3, 1 +"
-            " coalesce((SELECT revision FROM namespaces WHERE namespace = ?1), 0))"
-            " ON CONFLICT (namespace, key) DO NOTHING",
-            (self._namespace, key, value),
-        ).rowcount
+        inserted = connection.execute(_INSERT_NEW, (self._namespace, key, value)).rowcount
         if inserted:
             self._next_revision(connection)
         return bool(inserted)

@@ -12,8 +12,10 @@ bytes, and the result goes through the one parser that there is (:mod:`.snp_repo
 
 import struct
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 from uuid import UUID
+
+import msgspec
 
 from keybroker.model.errors import EvidenceError
 from keybroker.verifiers.snp_report import Generation, SnpReport, generation_of, parse_report
@@ -77,56 +79,144 @@ def encode_report(value: Any, *, processor: Generation | None = None) -> bytes:
     Raises:
         EvidenceError: a field is missing or out of its range, or the processor is unknown.
     """
-    report = _object(value, "attestation_report")
-    version = _number(report, "version", 4)
-    cpuid = bytes(24)
-    if version >= 3:
-        family, model, stepping = (
-            _number(report, name, 1) for name in ("cpuid_fam_id", "cpuid_mod_id", "cpuid_step")
-        )
-        cpuid = bytes((family, model, stepping)).ljust(24, b"\0")
+    try:
+        report = msgspec.convert(value, _Report)
+        return _encode(report, processor)
+    except msgspec.ValidationError as error:
+        raise EvidenceError(f"attestation_report: {error}") from None
+    except (struct.error, ValueError):
+        raise EvidenceError(
+            "attestation_report: a number is out of the range of its field"
+        ) from None
+
+
+_Byte = Annotated[int, msgspec.Meta(ge=0, le=0xFF)]
+_Unsigned = Annotated[int, msgspec.Meta(ge=0)]
+
+
+def _octets(size: int) -> Any:
+    return Annotated[list[int], msgspec.Meta(min_length=size, max_length=size)]
+
+
+_Octets16: TypeAlias = _octets(16)  # type: ignore[valid-type]
+_Octets32: TypeAlias = _octets(32)  # type: ignore[valid-type]
+_Octets48: TypeAlias = _octets(48)  # type: ignore[valid-type]
+_Octets64: TypeAlias = _octets(64)  # type: ignore[valid-type]
+_Octets72: TypeAlias = _octets(72)  # type: ignore[valid-type]
+
+
+class _Tcb(msgspec.Struct):
+    bootloader: _Byte
+    tee: _Byte
+    snp: _Byte
+    microcode: _Byte
+    fmc: _Byte | None = None
+
+
+class _FirmwareVersion(msgspec.Struct):
+    major: _Byte
+    minor: _Byte
+    build: _Byte
+
+
+class _Signature(msgspec.Struct):
+    r: _Octets72
+    s: _Octets72
+
+
+class _Report(msgspec.Struct):
+    """The fields as the crate ``sev`` names them; byte strings are lists of numbers."""
+
+    version: _Unsigned
+    guest_svn: _Unsigned
+    policy: _Unsigned
+    family_id: _Octets16
+    image_id: _Octets16
+    vmpl: _Unsigned
+    sig_algo: _Unsigned
+    current_tcb: _Tcb
+    plat_info: _Unsigned
+    key_info: _Unsigned
+    report_data: _Octets64
+    measurement: _Octets48
+    host_data: _Octets32
+    id_key_digest: _Octets48
+    author_key_digest: _Octets48
+    report_id: _Octets32
+    report_id_ma: _Octets32
+    reported_tcb: _Tcb
+    chip_id: _Octets64
+    committed_tcb: _Tcb
+    current: _FirmwareVersion
+    committed: _FirmwareVersion
+    launch_tcb: _Tcb
+    signature: _Signature
+    cpuid_fam_id: _Byte | None = None
+    cpuid_mod_id: _Byte | None = None
+    cpuid_step: _Byte | None = None
+    launch_mit_vector: _Unsigned | None = None
+    current_mit_vector: _Unsigned | None = None
+
+
+def _encode(report: _Report, processor: Generation | None) -> bytes:
+    cpuid = b""
+    if report.version >= _FIRST_WITH_CPUID:
+        family, model, stepping = report.cpuid_fam_id, report.cpuid_mod_id, report.cpuid_step
+        if family is None or model is None or stepping is None:
+            raise EvidenceError("the report lacks one of cpuid_fam_id, cpuid_mod_id and cpuid_step")
+        cpuid = bytes((family, model, stepping))
         generation = generation_of(family, model)
     else:
         generation = processor or Generation.MILAN
-    mitigations = tuple(
-        _number(report, name, 8) if version >= 5 and report.get(name) is not None else 0
-        for name in ("launch_mit_vector", "current_mit_vector")
+    with_mitigations = report.version >= _FIRST_WITH_MITIGATIONS
+    return _REPORT.pack(
+        report.version,
+        report.guest_svn,
+        report.policy,
+        bytes(report.family_id),
+        bytes(report.image_id),
+        report.vmpl,
+        report.sig_algo,
+        _encode_tcb(report.current_tcb, generation),
+        report.plat_info,
+        report.key_info,
+        bytes(report.report_data),
+        bytes(report.measurement),
+        bytes(report.host_data),
+        bytes(report.id_key_digest),
+        bytes(report.author_key_digest),
+        bytes(report.report_id),
+        bytes(report.report_id_ma),
+        _encode_tcb(report.reported_tcb, generation),
+        cpuid,
+        bytes(report.chip_id),
+        _encode_tcb(report.committed_tcb, generation),
+        _encode_version(report.current),
+        _encode_version(report.committed),
+        _encode_tcb(report.launch_tcb, generation),
+        (report.launch_mit_vector or 0) if with_mitigations else 0,
+        (report.current_mit_vector or 0) if with_mitigations else 0,
+        bytes(report.signature.r),
+        bytes(report.signature.s),
     )
-    signature = _object(report.get("signature"), "signature")
-    return b"".join(
-        (
-            struct.pack(
-                "<IIQ",
-                version,
-                _number(report, "guest_svn", 4),
-                _number(report, "policy", 8),
-            ),
-            _octets(report, "family_id", 16),
-            _octets(report, "image_id", 16),
-            struct.pack("<II", _number(report, "vmpl", 4), _number(report, "sig_algo", 4)),
-            _tcb(report, "current_tcb", generation),
-            struct.pack("<QII", _number(report, "plat_info", 8), _number(report, "key_info", 4), 0),
-            _octets(report, "report_data", 64),
-            _octets(report, "measurement", 48),
-            _octets(report, "host_data", 32),
-            _octets(report, "id_key_digest", 48),
-            _octets(report, "author_key_digest", 48),
-            _octets(report, "report_id", 32),
-            _octets(report, "report_id_ma", 32),
-            _tcb(report, "reported_tcb", generation),
-            cpuid,
-            _octets(report, "chip_id", 64),
-            _tcb(report, "committed_tcb", generation),
-            _firmware_version(report, "current"),
-            _firmware_version(report, "committed"),
-            _tcb(report, "launch_tcb", generation),
-            struct.pack("<QQ", *mitigations),
-            bytes(152),
-            _octets(signature, "r", 72),
-            _octets(signature, "s", 72),
-            bytes(368),
-        )
-    )
+
+
+#: AMD 56860, attestation report; ``x`` and what is left of a shorter string are zero bytes.
+_REPORT = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8s24s64s8s4s4s8sQQ152x72s72s368x")
+_FIRST_WITH_CPUID = 3
+_FIRST_WITH_MITIGATIONS = 5
+
+
+def _encode_tcb(tcb: _Tcb, generation: Generation) -> bytes:
+    if generation.has_fmc:
+        if tcb.fmc is None:
+            raise EvidenceError("a TCB of this processor must have fmc")
+        return bytes((tcb.fmc, tcb.bootloader, tcb.tee, tcb.snp, 0, 0, 0, tcb.microcode))
+    return bytes((tcb.bootloader, tcb.tee, 0, 0, 0, 0, tcb.snp, tcb.microcode))
+
+
+def _encode_version(version: _FirmwareVersion) -> bytes:
+    return bytes((version.build, version.minor, version.major, 0))
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
@@ -135,40 +225,11 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     return value
 
 
-def _number(members: dict[str, Any], name: str, size: int) -> int:
-    value = members.get(name)
-    if type(value) is not int or not 0 <= value < 1 << 8 * size:
-        raise EvidenceError(f"{name} is not an unsigned integer of {size} bytes")
-    return value
-
-
-def _octets(members: dict[str, Any], name: str, size: int) -> bytes:
-    value = members.get(name)
-    if not isinstance(value, list) or len(value) != size:
-        raise EvidenceError(f"{name} is not an array of {size} bytes")
-    return _bytes(value, name)
-
-
 def _bytes(value: list[Any], name: str) -> bytes:
     try:
         return bytes(value)
     except (ValueError, TypeError):
         raise EvidenceError(f"{name} is not an array of bytes") from None
-
-
-def _tcb(members: dict[str, Any], name: str, generation: Generation) -> bytes:
-    tcb = _object(members.get(name), name)
-    bootloader, tee, snp, microcode = (
-        _number(tcb, part, 1) for part in ("bootloader", "tee", "snp", "microcode")
-    )
-    if generation.has_fmc:
-        return bytes((_number(tcb, "fmc", 1), bootloader, tee, snp, 0, 0, 0, microcode))
-    return bytes((bootloader, tee, 0, 0, 0, 0, snp, microcode))
-
-
-def _firmware_version(members: dict[str, Any], name: str) -> bytes:
-    version = _object(members.get(name), name)
-    return bytes((*(_number(version, part, 1) for part in ("build", "minor", "major")), 0))
 
 
 def parse_certificates(value: Any) -> CertificateTable | None:

@@ -201,7 +201,7 @@ def parse_report(data: bytes, *, processor: Generation | None = None) -> SnpRepo
 
     generation, cpuid = _processor(version, cpuid_and_reserved, processor)
     _check_zero("bytes 0x4c to 0x4f", reserved_4c)
-    _check_zero("bytes 0x208 to 0x29f", any(reserved_208))
+    _check_zero("bytes 0x208 to 0x29f", reserved_208.strip(b"\0"))
     mitigations: tuple[int | None, int | None] = (launch_mitigations, current_mitigations)
     if version < _FIRST_WITH_MITIGATIONS:
         _check_zero("bytes 0x1f8 to 0x207", launch_mitigations | current_mitigations)
@@ -247,7 +247,7 @@ def parse_report(data: bytes, *, processor: Generation | None = None) -> SnpRepo
     )
 
 
-def _check_zero(what: str, value: int | bool) -> None:
+def _check_zero(what: str, value: int | bytes) -> None:
     if value:
         raise EvidenceError(f"{what} of the report are reserved and must be zero")
 
@@ -260,14 +260,14 @@ def _processor(
             f"report version {version} is not one of {OLDEST_VERSION} to {NEWEST_VERSION}"
         )
     if version < _FIRST_WITH_CPUID:
-        _check_zero("bytes 0x188 to 0x19f", any(cpuid_and_reserved))
+        _check_zero("bytes 0x188 to 0x19f", cpuid_and_reserved.strip(b"\0"))
         if named is None:
             raise EvidenceError(
                 f"a report of version {version} does not say which processor it comes from:"
                 " update the platform's firmware, or name the processor"
             )
         return named, None
-    _check_zero("bytes 0x18b to 0x19f", any(cpuid_and_reserved[3:]))
+    _check_zero("bytes 0x18b to 0x19f", cpuid_and_reserved[3:].strip(b"\0"))
     family, model, stepping = cpuid_and_reserved[:3]
     generation = generation_of(family, model)
     if named is not None and named is not generation:
@@ -278,9 +278,9 @@ def _processor(
 def _tcb(name: str, raw: bytes, generation: Generation) -> Tcb:
     # AMD 56860, section 2.2: the parts moved when Turin got one more
     if generation.has_fmc:
-        _check_zero(f"bytes 4 to 6 of the {name} TCB", any(raw[4:7]))
+        _check_zero(f"bytes 4 to 6 of the {name} TCB", raw[4:7].strip(b"\0"))
         return Tcb(fmc=raw[0], bootloader=raw[1], tee=raw[2], snp=raw[3], microcode=raw[7])
-    _check_zero(f"bytes 2 to 5 of the {name} TCB", any(raw[2:6]))
+    _check_zero(f"bytes 2 to 5 of the {name} TCB", raw[2:6].strip(b"\0"))
     return Tcb(bootloader=raw[0], tee=raw[1], snp=raw[6], microcode=raw[7])
 
 
@@ -301,11 +301,7 @@ def _signing_key(key_info: int) -> SigningKey:
 
 def _signature(raw: bytes) -> tuple[int, int]:
     first, second = raw[:_SIGNATURE_PART_BYTES], raw[_SIGNATURE_PART_BYTES:]
-    if (
-        any(first[_P384_BYTES:])
-        or any(second[_P384_BYTES:_SIGNATURE_PART_BYTES])
-        or any(second[_SIGNATURE_PART_BYTES:])
-    ):
+    if first[_P384_BYTES:].strip(b"\0") or second[_P384_BYTES:].strip(b"\0"):
         raise EvidenceError("the signature is longer than one of P-384")
     return (
         int.from_bytes(first[:_P384_BYTES], "little"),

@@ -32,11 +32,13 @@ from keybroker.verifiers.dcap.cache import (
     storage_key,
 )
 from keybroker.verifiers.dcap.collateral import CollateralKey, parse_collateral
+from keybroker.verifiers.dcap.endorser import make_endorser
 from keybroker.verifiers.dcap.offline import OfflineSource
 from keybroker.verifiers.dcap.pcs import PcsSource
-from keybroker.verifiers.dcap.verifier import DcapVerifier, make_dcap_verifiers
 from keybroker.verifiers.interface import ExpectedBinding
+from keybroker.verifiers.sgx import SgxVerifier
 from keybroker.verifiers.snp_vcek import Backoff
+from keybroker.verifiers.tdx import TdxVerifier
 from keybroker.verifiers.x509 import Certificate
 
 EARLY = TcbUpdateType.EARLY
@@ -348,19 +350,20 @@ async def test_a_folder_is_used_without_storage_or_network(
 @pytest.fixture
 async def verifier(
     pccs: SoftwarePccs, storage: StorageProvider, root_file: Path
-) -> AsyncIterator[DcapVerifier]:
+) -> AsyncIterator[TdxVerifier]:
     config = DcapVerifierConfig(
         collateral_service=pccs.url, qcnl_conf="", extra_trusted_roots=(str(root_file),)
     )
-    tdx, sgx = make_dcap_verifiers(config, storage)
-    assert (tdx.tee, sgx.tee) == (Tee.TDX, Tee.SGX)
+    endorser = make_endorser(config, storage)
+    tdx, sgx = TdxVerifier(endorser), SgxVerifier(endorser)
     yield tdx
     await tdx.close()
+    # the two share what is closed
     await sgx.close()
 
 
 async def test_a_guests_evidence_gives_its_claims(
-    verifier: DcapVerifier, platform: SoftwareIntelPlatform
+    verifier: TdxVerifier, platform: SoftwareIntelPlatform
 ) -> None:
     log = SoftwareEventLog.linux()
     log.add_agent_event("domain", "operation", '{"a": 1}')
@@ -380,7 +383,7 @@ async def test_a_guests_evidence_gives_its_claims(
 
 
 async def test_a_swapped_event_log_is_refused(
-    verifier: DcapVerifier, platform: SoftwareIntelPlatform
+    verifier: TdxVerifier, platform: SoftwareIntelPlatform
 ) -> None:
     evidence = platform.td_evidence(report_data=b"r", log=SoftwareEventLog.linux())
     other = platform.td_evidence(report_data=b"r", log=SoftwareEventLog.linux(b"other kernel"))
@@ -402,12 +405,12 @@ async def test_a_swapped_event_log_is_refused(
         {"quote": "A" * 200_000},
     ],
 )
-async def test_evidence_of_another_form_is_refused(evidence: Any, verifier: DcapVerifier) -> None:
+async def test_evidence_of_another_form_is_refused(evidence: Any, verifier: TdxVerifier) -> None:
     with pytest.raises(EvidenceError):
         await verifier.verify(evidence, ExpectedBinding())
 
 
-async def test_an_enclave_is_no_td(verifier: DcapVerifier, platform: SoftwareIntelPlatform) -> None:
+async def test_an_enclave_is_no_td(verifier: TdxVerifier, platform: SoftwareIntelPlatform) -> None:
     with pytest.raises(EvidenceError, match="not tdx"):
         await verifier.verify(platform.enclave_evidence(report_data=b""), ExpectedBinding())
     good = platform.td_evidence(report_data=b"")
@@ -415,7 +418,7 @@ async def test_an_enclave_is_no_td(verifier: DcapVerifier, platform: SoftwareInt
         await verifier.verify({**good, "cc_eventlog": 5}, ExpectedBinding())
 
 
-async def test_strangers_cause_no_fetching(verifier: DcapVerifier, pccs: SoftwarePccs) -> None:
+async def test_strangers_cause_no_fetching(verifier: TdxVerifier, pccs: SoftwarePccs) -> None:
     stranger = SoftwareIntel().platform(fmspc=b"\x01" * 6)
     with pytest.raises(EvidenceError, match="not issued under a trusted root"):
         await verifier.verify(stranger.td_evidence(report_data=b""), ExpectedBinding())
@@ -424,7 +427,7 @@ async def test_strangers_cause_no_fetching(verifier: DcapVerifier, pccs: Softwar
 
 
 async def test_guests_are_served_while_the_service_is_stopped_under_load(
-    verifier: DcapVerifier, pccs: SoftwarePccs, platform: SoftwareIntelPlatform
+    verifier: TdxVerifier, pccs: SoftwarePccs, platform: SoftwareIntelPlatform
 ) -> None:
     evidence = platform.td_evidence(report_data=b"")
 
@@ -444,9 +447,7 @@ def test_a_root_that_is_none_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"no certificate", SoftwareIntel().platform().pck_chain.encode()):
         path.write_bytes(content)
         with pytest.raises(ConfigError):
-            make_dcap_verifiers(
-                DcapVerifierConfig(qcnl_conf="", extra_trusted_roots=(str(path),)), None
-            )
+            make_endorser(DcapVerifierConfig(qcnl_conf="", extra_trusted_roots=(str(path),)), None)
 
 
 def test_a_root_that_is_not_intels_is_reported(
@@ -454,5 +455,5 @@ def test_a_root_that_is_not_intels_is_reported(
 ) -> None:
     config = DcapVerifierConfig(qcnl_conf="", extra_trusted_roots=(str(root_file),))
     with caplog.at_level("WARNING"):
-        make_dcap_verifiers(config, None)
+        make_endorser(config, None)
     assert "Software SGX Root CA" in caplog.text

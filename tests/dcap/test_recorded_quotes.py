@@ -19,8 +19,8 @@ from keybroker.verifiers.dcap.pck import parse_pck_chain
 from keybroker.verifiers.dcap.quote import Quote, parse_quote
 from keybroker.verifiers.dcap.roots import INTEL_SGX_ROOT_CA_SHA256, intel_root, load_roots
 from keybroker.verifiers.dcap.verification import verify_quote
-from keybroker.verifiers.dcap.verifier import verify_event_log
 from keybroker.verifiers.eventlog import parse_event_log
+from keybroker.verifiers.tdx import verify_event_log
 from keybroker.verifiers.x509 import parse_certificates
 
 DAY = timedelta(days=1)

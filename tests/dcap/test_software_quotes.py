@@ -30,10 +30,12 @@ from keybroker.verifiers.dcap.collateral import (
     parse_collateral,
     verify_collateral,
 )
+from keybroker.verifiers.dcap.endorser import PckChains
+from keybroker.verifiers.dcap.evidence import parse_quote_member
 from keybroker.verifiers.dcap.quote import parse_quote
 from keybroker.verifiers.dcap.roots import intel_root
 from keybroker.verifiers.dcap.verification import verify_quote
-from keybroker.verifiers.dcap.verifier import PckChains, parse_evidence
+from keybroker.verifiers.tdx import parse_tdx_evidence
 from keybroker.verifiers.x509 import Certificate
 
 NOW = datetime.now(UTC)
@@ -472,6 +474,7 @@ _JSON = st.recursive(
 @given(_JSON | st.fixed_dictionaries({"quote": _JSON | st.text("QUJD+/=", max_size=40)}))
 @settings(max_examples=100, deadline=None)
 def test_any_json_is_evidence_or_refused(evidence: Any) -> None:
-    for tee in (Tee.TDX, Tee.SGX):
-        with pytest.raises(EvidenceError):
-            parse_evidence(evidence, tee)
+    with pytest.raises(EvidenceError):
+        parse_tdx_evidence(evidence)
+    with pytest.raises(EvidenceError):
+        parse_quote_member(evidence, Tee.SGX)

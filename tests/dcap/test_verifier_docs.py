@@ -12,7 +12,9 @@ from dcap_material import Endorser
 from keybroker.model.tee import Tee
 from keybroker.softtee.intel_eventlog import SoftwareEventLog
 from keybroker.softtee.intel_quote import SoftwareIntelPlatform
-from keybroker.verifiers.dcap.verifier import parse_evidence, verify_evidence
+from keybroker.verifiers.dcap.evidence import parse_quote_member
+from keybroker.verifiers.sgx import verify_sgx
+from keybroker.verifiers.tdx import parse_tdx_evidence, verify_tdx
 
 TEXT = (Path(__file__).parents[2] / "docs" / "verifiers.md").read_text("utf-8")
 
@@ -37,13 +39,13 @@ def test_every_claim_is_in_the_documentation(
 ) -> None:
     log = SoftwareEventLog.linux()
     log.add_agent_event("domain", "operation", "{}")
-    evidence = (
-        platform.td_evidence(report_data=b"", log=log, version=5, tdx_1_5=True)
-        if tee is Tee.TDX
-        else platform.enclave_evidence(report_data=b"")
-    )
-    collateral = endorse(platform, tee)
-    _, verified = verify_evidence(parse_evidence(evidence, tee), collateral, datetime.now(UTC))
+    collateral, now = endorse(platform, tee), datetime.now(UTC)
+    if tee is Tee.TDX:
+        evidence = platform.td_evidence(report_data=b"", log=log, version=5, tdx_1_5=True)
+        _, verified = verify_tdx(parse_tdx_evidence(evidence), collateral, now)
+    else:
+        evidence = platform.enclave_evidence(report_data=b"")
+        _, verified = verify_sgx(parse_quote_member(evidence, tee), collateral, now)
     documented = section("Intel TDX") + section("Intel SGX")
     # report_data and init_data stand beside the TEE's own claims
     found = set(names(verified.claims)) - {"report_data", "init_data"}

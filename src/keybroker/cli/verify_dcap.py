@@ -19,6 +19,7 @@ from keybroker.verifiers.dcap.collateral import (
     verify_collateral,
 )
 from keybroker.verifiers.dcap.collateral_service import make_source
+from keybroker.verifiers.dcap.evidence import parse_quote_member, verify_binding, verify_kind
 from keybroker.verifiers.dcap.offline import OfflineSource
 from keybroker.verifiers.dcap.qcnl import settle
 from keybroker.verifiers.dcap.quote import parse_quote
@@ -30,12 +31,8 @@ from keybroker.verifiers.dcap.verification import (
     collateral_key,
     is_debug,
 )
-from keybroker.verifiers.dcap.verifier import (
-    DcapEvidence,
-    parse_evidence,
-    verify_binding,
-    verify_evidence,
-)
+from keybroker.verifiers.sgx import verify_sgx
+from keybroker.verifiers.tdx import TdxEvidence, parse_tdx_evidence, verify_tdx
 from keybroker.verifiers.x509 import Certificate
 
 #: Event logs have a few MiB at most, base64 a third more.
@@ -72,7 +69,10 @@ def verify(question: Question, options: argparse.Namespace) -> Outcome:
     roots = load_roots([str(path) for path in options.roots])
     collateral = _collateral(collateral_key(evidence.quote), roots, options)
     moment = question.at or datetime.now(UTC)
-    verdict, verified = verify_evidence(evidence, collateral, moment)
+    if evidence.quote.tee is Tee.TDX:
+        verdict, verified = verify_tdx(evidence, collateral, moment)
+    else:
+        verdict, verified = verify_sgx(evidence.quote, collateral, moment)
     quote = verdict.quote
     return Outcome(
         summary=f"Intel {quote.tee.upper()} quote version {quote.version} of a platform that is"
@@ -90,7 +90,7 @@ def verify(question: Question, options: argparse.Namespace) -> Outcome:
     )
 
 
-def _read(raw: bytes, tee: Tee, eventlog: Path | None) -> DcapEvidence:
+def _read(raw: bytes, tee: Tee, eventlog: Path | None) -> TdxEvidence:
     log: str | None = None
     if eventlog is not None:
         if tee is not Tee.TDX:
@@ -102,14 +102,14 @@ def _read(raw: bytes, tee: Tee, eventlog: Path | None) -> DcapEvidence:
             raise UsageError(f"{eventlog}: {error.strerror}") from None
     if raw.lstrip()[:1] == b"{":
         try:
-            evidence = parse_evidence(parse_json(raw), tee)
+            document = parse_json(raw)
         except MalformedError as error:
             raise EvidenceError(error.diagnostics()) from None
-        return DcapEvidence(evidence.quote, log or evidence.event_log)
-    quote = parse_quote(raw)
-    if quote.tee is not tee:
-        raise EvidenceError(f"the quote is of {quote.tee.value}, not {tee.value}")
-    return DcapEvidence(quote, log)
+        if tee is Tee.SGX:
+            return TdxEvidence(parse_quote_member(document, tee))
+        evidence = parse_tdx_evidence(document)
+        return TdxEvidence(evidence.quote, log or evidence.event_log)
+    return TdxEvidence(verify_kind(parse_quote(raw), tee), log)
 
 
 def _collateral(
@@ -151,7 +151,7 @@ async def fetch_once(source: CollateralSource, key: CollateralKey) -> Collateral
         await source.close()
 
 
-def _remarks(verdict: QuoteVerdict, evidence: DcapEvidence) -> list[str]:
+def _remarks(verdict: QuoteVerdict, evidence: TdxEvidence) -> list[str]:
     remarks = []
     if verdict.expired:
         remarks.append(

@@ -13,5 +13,5 @@ Modules: :mod:`~keybroker.verifiers.dcap.quote` (the bytes),
 :mod:`~keybroker.verifiers.dcap.claims` (what it shows),
 :mod:`~keybroker.verifiers.dcap.pcs`, :mod:`~keybroker.verifiers.dcap.offline` (where collateral
 comes from), :mod:`~keybroker.verifiers.dcap.cache` (where it is kept) and
-:mod:`~keybroker.verifiers.dcap.verifier` (what a broker asks).
+:mod:`~keybroker.verifiers.dcap.endorser` (what the verifiers of TDX and SGX ask for it).
 """

@@ -87,6 +87,7 @@ class KeyStore:
         intents: keys that are being made or deleted.
         manager: keeps the keys themselves.
         policies: which policies keys may name.
+        intent_seconds: how old an intent must be to be settled.
     """
 
     def __init__(
@@ -95,11 +96,14 @@ class KeyStore:
         intents: KeyValueStore,
         manager: KeyManager,
         policies: PolicyStore,
+        *,
+        intent_seconds: float = INTENT_SECONDS,
     ) -> None:
         self._records = cast(ComparingStore, records)
         self._intents = intents
         self._manager = manager
         self._policies = policies
+        self._intent_seconds = intent_seconds
 
     async def create(self, request: KeyRequest) -> KeyRecord:
         """Make or register a key.
@@ -221,7 +225,7 @@ class KeyStore:
             StorageError: intents cannot be read.
         """
         settled = 0
-        limit = time.time() - INTENT_SECONDS
+        limit = time.time() - self._intent_seconds
         for key_id, raw in (await self._intents.items()).items():
             intent = msgspec.json.decode(raw, type=_Intent)
             if intent.at > limit:

@@ -1,4 +1,4 @@
-"""A broker of our own for a run: plain HTTP on loopback, SQLite storage, defaults for the rest."""
+"""A broker of our own for a run: plain HTTP on loopback, encrypted SQLite, defaults for the rest."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.scripts import INTEL_COLLATERAL, INTEL_ROOT
+from keybroker.storage.encryption import make_key_file
 
 #: A broker that does not answer within this time will not.
 _START_SECONDS = 30.0
@@ -52,6 +53,7 @@ def running_broker(folder: Path, workers: int, platform: Path) -> Iterator[Broke
         StartError: it did not answer; the message holds its log.
     """
     port = _free_port()
+    make_key_file(folder / "master.key")
     config = folder / "config.json"
     config.write_text(json.dumps(_configuration(folder, port, workers, platform), indent=2))
     log_path = folder / "log"
@@ -89,6 +91,7 @@ def _configuration(folder: Path, port: int, workers: int, platform: Path) -> dic
             "storage_type": "Sqlite",
             "backends": {"sqlite": {"path": str(folder / "keybroker.db")}},
         },
+        "encryption": {"source": "file", "path": str(folder / "master.key")},
         "attestation_service": {
             "type": "coco_as_builtin",
             "verifier_config": {

@@ -167,7 +167,7 @@ class SqliteDatabase:
         """Move the log into the database while nobody writes; quick writes would never let it."""
         log = self._path.with_name(self._path.name + "-wal")
         if log.stat().st_size > _LONG_LOG_BYTES:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     async def write(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
         """Run an operation in a transaction; see :meth:`GroupCommit.write`.
@@ -176,14 +176,14 @@ class SqliteDatabase:
             StorageError: the write failed; nothing of it is stored.
         """
         connection = self._quick
-        if connection is not None:
+        if connection is not None and self._quick_writes < _QUICK_WRITES:
             self._quick_writes += 1
-            if self._quick_writes % _QUICK_WRITES:
-                try:
-                    return self._write_here(connection, operation)
-                except DATABASE_ERRORS:
-                    # Another process is writing, or worse: the thread waits, or finds out.
-                    pass
+            try:
+                return self._write_here(connection, operation)
+            except DATABASE_ERRORS:
+                # Another process is writing, or worse: the thread waits, or finds out.
+                pass
+        self._quick_writes = 0
         return await self._writer.write(operation)
 
     def _write_here(
@@ -206,11 +206,9 @@ class SqliteDatabase:
             Whether there was none; None: not possible now, write in the usual way.
         """
         connection = self._quick
-        if connection is None:
+        if connection is None or self._quick_writes >= _QUICK_WRITES:
             return None
         self._quick_writes += 1
-        if self._quick_writes % _QUICK_WRITES == 0:
-            return None
         try:
             return connection.execute(_INSERT_NEW, (namespace, key, value)).rowcount > 0
         except DATABASE_ERRORS:

@@ -46,7 +46,7 @@ def test_schemathesis_finds_no_failure(start_kbs: StartKbs, tmp_path: Path, choi
             "Accept: application/json, application/jwt",
             *(argument for name in USER_CHANGES for argument in (choice, name)),
             "--max-examples",
-            "20",
+            "12",
             "--report-dir",
             str(tmp_path),
         ],

@@ -13,6 +13,7 @@ from kmip.core import enums
 
 from keybroker.config.key_transfer import KmipKeyManagerConfig
 from keybroker.key_transfer.errors import KeyGoneError, KeyManagerError
+from keybroker.key_transfer.generation import generate_key
 from keybroker.key_transfer.managers.kmip_messages import (
     KmipMessages,
     key_octets,
@@ -25,7 +26,6 @@ from keybroker.key_transfer.material import (
     KeySpec,
     Material,
     check_octets,
-    generate,
 )
 from keybroker.key_transfer.records import NIL_ID, KeyRecord
 from keybroker.model.errors import ConfigError, MalformedError
@@ -64,7 +64,7 @@ class KmipKeyManager:
             payload = await self._call(request, enums.Operation.CREATE_KEY_PAIR)
             return unique_id(payload, "private_key_unique_identifier")
         # KMIP servers disagree on how curves are named when they make keys; keeping one is easy.
-        return await self.register(key_id, spec, await run(generate, spec), created_at)
+        return await self.register(key_id, spec, await generate_key(spec), created_at)
 
     async def register(
         self,

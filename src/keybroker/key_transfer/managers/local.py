@@ -1,11 +1,11 @@
 """The embedded default: keys in the broker's own storage, encrypted where that is."""
 
 from keybroker.key_transfer.errors import KeyGoneError
-from keybroker.key_transfer.material import KeySpec, Material, generate
+from keybroker.key_transfer.generation import generate_key
+from keybroker.key_transfer.material import KeySpec, Material
 from keybroker.key_transfer.records import KeyRecord
 from keybroker.model.errors import KeybrokerError, MalformedError
 from keybroker.storage.interface import KeyValueStore
-from keybroker.workbench import run
 
 #: Namespace of the keys.
 NAMESPACE = "key_transfer_material"
@@ -18,7 +18,7 @@ class LocalKeyManager:
         self._store = store
 
     async def create(self, key_id: str, spec: KeySpec, created_at: str) -> str | None:
-        return await self.register(key_id, spec, await run(generate, spec), created_at)
+        return await self.register(key_id, spec, await generate_key(spec), created_at)
 
     async def register(
         self,

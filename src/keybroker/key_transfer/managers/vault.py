@@ -24,10 +24,10 @@ from hvac import exceptions
 
 from keybroker.config.key_transfer import VaultKeyManagerConfig
 from keybroker.key_transfer.errors import KeyGoneError, KeyManagerError
-from keybroker.key_transfer.material import AES, KeySpec, Material, check_octets, generate
+from keybroker.key_transfer.generation import generate_key
+from keybroker.key_transfer.material import AES, KeySpec, Material, check_octets
 from keybroker.key_transfer.records import NIL_ID, KeyRecord
 from keybroker.model.errors import MalformedError
-from keybroker.workbench import run
 
 #: The most that a secret of ours has, with a wide margin: an answer beyond it is not one.
 _MAX_DOCUMENT_CHARS = 64 * 1024
@@ -68,7 +68,7 @@ class VaultKeyManager:
         )
 
     async def create(self, key_id: str, spec: KeySpec, created_at: str) -> str | None:
-        return await self.register(key_id, spec, await run(generate, spec), created_at)
+        return await self.register(key_id, spec, await generate_key(spec), created_at)
 
     async def register(
         self, key_id: str, spec: KeySpec, material: Material, created_at: str

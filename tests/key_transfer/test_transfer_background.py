@@ -370,3 +370,19 @@ def test_a_passport_with_an_elliptic_key_cannot_be_wrapped_to(
         token = guest.attest()
     key_id = key_for(admin, "TDX", mrtd=ATTRIBUTES["TDX"]["mrtd"])
     assert transfer(admin.http, key_id, json={"attestation_token": token}).status_code == 400
+
+
+def test_other_tees_go_to_our_own_service_beside_trust_authority(
+    start_kbs: StartKbs, held: HeldKey, tmp_path: Path
+) -> None:
+    with TrustAuthorityService(tmp_path / "ita") as service:
+        admin = start_kbs(trust_authority=service.table())
+        key_id = key_for(admin, "SAMPLE", svn="1")
+
+        def quote(report: bytes) -> bytes:
+            evidence = {"svn": "1", "report_data": base64.b64encode(report).decode()}
+            return json.dumps(evidence).encode()
+
+        answer = background(admin.http, key_id, held, quote)
+        assert answer.status_code == 200, admin.broker.log_text
+        assert service.issued == set()

@@ -15,6 +15,13 @@ from tests.key_transfer.wire import HeldKey, b64
 
 from keybroker.client.held_key import HeldKeyPair
 from keybroker.config.kbs import KbsConfig
+from keybroker.config.key_transfer import (
+    KeyTransferConfig,
+    KmipKeyManagerConfig,
+    LockoutConfig,
+    TrustAuthorityConfig,
+    VaultKeyManagerConfig,
+)
 from keybroker.config.loader import load_config
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "key-transfer.md"
@@ -130,3 +137,18 @@ def test_the_table_of_the_document_is_a_configuration(tmp_path: Path) -> None:
     table = load_config(path, KbsConfig).key_transfer
     assert table is not None
     assert table.trust_authority is not None
+
+
+def test_every_key_of_the_table_is_on_the_page() -> None:
+    quoted = set(
+        re.findall(r"[a-z0-9_]+", " ".join(re.findall(r"`([^`\n]+)`", DOCUMENT.read_text())))
+    )
+    structs = [
+        KeyTransferConfig,
+        LockoutConfig,
+        TrustAuthorityConfig,
+        VaultKeyManagerConfig,
+        KmipKeyManagerConfig,
+    ]
+    names = {name for struct in structs for name in struct.__struct_fields__}
+    assert names - {"lockout", "key_manager", "trust_authority"} - quoted == set()

@@ -1,6 +1,7 @@
 """What ``keybroker kbs --env-file`` makes on first start: folders, a master key, a certificate."""
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def prepare(path: str, home: Path | None) -> KbsConfig:
                 made.certificate.replace(places.tls_certificate)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    os.environ.update(loaded.proxies)
     for note in loaded.notes:
         logger.warning("%s: %s", path, note)
     return loaded.config

@@ -70,7 +70,10 @@ _VARIABLES = (
 
 #: Variables that are the original's, or every program's, and say nothing to this broker.
 _WITHOUT_EFFECT = frozenset({"HTTP_READ_HEADER_TIMEOUT", "LOG_CALLER"})
-_OTHERS = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "TZ", "PATH", "HOME", "LANG"})
+_OTHERS = frozenset({"TZ", "PATH", "HOME", "LANG"})
+
+#: Variables of the process, in either case, which Docker would set from the same file.
+_PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +115,13 @@ class EnvConfig:
 
     Attributes:
         names: for the TLS certificate that is made on first start.
+        proxies: variables for the environment of the process.
         notes: what is read without effect.
     """
 
     config: KbsConfig
     names: Sequence[str]
+    proxies: Mapping[str, str]
     notes: Sequence[str]
 
 
@@ -135,7 +140,8 @@ def load_env(path: str | Path, places: EnvPlaces) -> EnvConfig:
     if reading.problems:
         problems = "".join(f"\n  {problem}" for problem in reading.problems)
         raise ConfigError(f"{path} is not valid:{problems}")
-    return EnvConfig(reading.value, _san_list(values), notes)
+    proxies = {name: value for name, value in values.items() if name.upper() in _PROXIES}
+    return EnvConfig(reading.value, _san_list(values), proxies, notes)
 
 
 def parse_env(text: str) -> tuple[Mapping[str, str], Sequence[str]]:
@@ -161,7 +167,7 @@ def parse_env(text: str) -> tuple[Mapping[str, str], Sequence[str]]:
             value = value[1:-1]
         if name in values:
             raise ConfigError(f"{name} stands twice, in line {number} again")
-        if name in _VARIABLES:
+        if name in _VARIABLES or name.upper() in _PROXIES:
             values[name] = value
         elif name in _WITHOUT_EFFECT:
             notes.append(f"{name} has no effect here")

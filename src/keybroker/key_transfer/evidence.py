@@ -49,8 +49,12 @@ class TokenVerification(Protocol):
 class EvidenceAppraiser(Protocol):
     """Issues nonces and appraises evidence that binds them."""
 
-    async def nonce(self, key_id: str) -> Nonce:
-        """Issue a nonce for the transfer of one key."""
+    async def nonce(self, policy: TransferPolicy, key_id: str) -> Nonce:
+        """Issue a nonce for the transfer of one key, under its policy.
+
+        Raises:
+            TrustAuthorityError: the service failed.
+        """
         ...
 
     async def appraise(
@@ -74,7 +78,7 @@ class OwnAppraiser:
         self._tokens = tokens
         self._nonces = nonces
 
-    async def nonce(self, key_id: str) -> Nonce:
+    async def nonce(self, policy: TransferPolicy, key_id: str) -> Nonce:  # noqa: ARG002
         return self._nonces.issue(key_id)
 
     async def appraise(
@@ -102,7 +106,7 @@ class TrustAuthorityAppraiser:
         self._authority = authority
         self._nonces = nonces
 
-    async def nonce(self, key_id: str) -> Nonce:
+    async def nonce(self, policy: TransferPolicy, key_id: str) -> Nonce:  # noqa: ARG002
         return await self._authority.nonce(key_id)
 
     async def appraise(
@@ -118,6 +122,25 @@ class TrustAuthorityAppraiser:
         ):
             raise EvidenceError("the token attests other user data than was sent")
         return attested
+
+
+class AppraiserByKind:
+    """Trust Authority for what it attests, the broker's own service for every other TEE."""
+
+    def __init__(self, authority: EvidenceAppraiser, own: EvidenceAppraiser) -> None:
+        self._authority = authority
+        self._own = own
+
+    async def nonce(self, policy: TransferPolicy, key_id: str) -> Nonce:
+        return await self._for(policy).nonce(policy, key_id)
+
+    async def appraise(
+        self, evidence: Evidence, nonce: Nonce, policy: TransferPolicy, key_id: str
+    ) -> Attested:
+        return await self._for(policy).appraise(evidence, nonce, policy, key_id)
+
+    def _for(self, policy: TransferPolicy) -> EvidenceAppraiser:
+        return self._authority if policy.attestation_type in (SGX, TDX) else self._own
 
 
 def report_data(tee: Tee, nonce: Nonce, user_data: bytes) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from keybroker.config.key_transfer import KeyTransferConfig
 from keybroker.key_transfer.access import Access, make_administrator
 from keybroker.key_transfer.evidence import (
+    AppraiserByKind,
     Attestation,
     EvidenceAppraiser,
     OwnAppraiser,
@@ -118,11 +119,12 @@ async def open_key_transfer(
         authority = TrustAuthority(config.trust_authority)
         stack.push_async_callback(authority.close)
         authority.start()
-    appraiser: EvidenceAppraiser | None = None
+    own = None if attestation is None else OwnAppraiser(attestation, tokens, nonces)
+    appraiser: EvidenceAppraiser | None = own
     if authority is not None and authority.attests:
         appraiser = TrustAuthorityAppraiser(authority, nonces)
-    elif attestation is not None:
-        appraiser = OwnAppraiser(attestation, tokens, nonces)
+        if own is not None:
+            appraiser = AppraiserByKind(appraiser, own)
     if config.import_from is not None:
         await take_over(
             config.import_from,

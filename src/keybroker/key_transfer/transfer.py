@@ -85,7 +85,8 @@ class Transfers:
             TrustAuthorityError: no nonce could be had.
         """
         _, policy = await self._in_force(key_id)
-        return Challenge(policy.attestation_type, await self._require_appraiser().nonce(key_id))
+        nonce = await self._require_appraiser().nonce(policy, key_id)
+        return Challenge(policy.attestation_type, nonce)
 
     async def with_token(self, key_id: str, token: str) -> WrappedKey:
         """Hand a key to the holder of an attestation token (passport mode).

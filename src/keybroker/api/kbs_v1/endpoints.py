@@ -4,8 +4,9 @@ Statuses are the original's, also where others would fit better (201 for an upda
 permission is missing): its clients look at them.
 """
 
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.types import Scope, Send
@@ -38,7 +39,6 @@ from keybroker.key_transfer.permissions import (
     USERS,
 )
 from keybroker.key_transfer.service import KeyTransfer
-from keybroker.key_transfer.transfer import BackgroundRequest
 from keybroker.model.errors import (
     MalformedError,
     NotFoundError,
@@ -46,7 +46,6 @@ from keybroker.model.errors import (
     UnsupportedMediaTypeError,
 )
 from keybroker.model.strict_json import parse_json
-from keybroker.release.swk import WrappedKey
 
 JSON = "application/json"
 JWT = "application/jwt"
@@ -55,6 +54,8 @@ PEM = "application/x-pem-file"
 ATTESTATION_TYPE = b"attestation-type"
 
 _SERVICE_NAME = "Key Broker Service"
+
+_T = TypeVar("_T")
 
 #: Two years, as in the original.
 _TRANSPORT_SECURITY = (b"strict-transport-security", b"max-age=63072000; includeSubDomains")
@@ -262,27 +263,28 @@ class Endpoints:
         if not exchange.body:
             if attestation_type:
                 raise MalformedError("evidence is needed with the header Attestation-Type")
-            challenge = await self._transfers.challenge(exchange.id)
+            # With Trust Authority a nonce is a request to its API.
+            challenge = await self._bounded(self._transfers.challenge(exchange.id))
             said = (ATTESTATION_TYPE, challenge.attestation_type.encode("ascii"))
             await exchange.answer(200, nonce_answer(challenge.nonce), [said])
             return
         exchange.require_body(JSON)
         if attestation_type:
-            wrapped = await self._attest(
-                exchange.id, parse_background_request(exchange.body, attestation_type)
-            )
+            request = parse_background_request(exchange.body, attestation_type)
+            wrapped = await self._bounded(self._transfers.with_evidence(exchange.id, request))
         else:
             wrapped = await self._transfers.with_token(
                 exchange.id, parse_attestation_token(exchange.body)
             )
         await exchange.answer(200, wrapped_answer(wrapped))
 
-    async def _attest(self, key_id: str, request: BackgroundRequest) -> WrappedKey:
+    async def _bounded(self, work: Coroutine[Any, Any, _T]) -> _T:
         if self._attestations >= self._max_attestations:
+            work.close()
             raise TooManyRequestsError(f"{self._attestations} attestations in work")
         self._attestations += 1
         try:
-            return await self._transfers.with_evidence(key_id, request)
+            return await work
         finally:
             self._attestations -= 1
 

@@ -1,5 +1,6 @@
 """Key management servers, and brokers with a ``[key_transfer]`` table."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,21 +45,21 @@ def held() -> HeldKey:
 StartKbs = Callable[..., Admin]
 
 
-@pytest.fixture
-def start_kbs(tmp_path: Path) -> Iterator[StartKbs]:
-    """Start brokers that transfer keys; returns an administrator of each, logged in.
+@contextlib.contextmanager
+def starting(directory: Path) -> Iterator[StartKbs]:
+    """Start brokers that transfer keys; each call returns an administrator, logged in.
 
     Keyword arguments go into the ``[key_transfer]`` table; ``tables`` are other tables.
     """
-    (tmp_path / "master.key").write_text(MASTER_KEY)
-    (tmp_path / "master.key").chmod(0o600)
+    (directory / "master.key").write_text(MASTER_KEY)
+    (directory / "master.key").chmod(0o600)
     running: list[RunningBroker] = []
     opened: list[Any] = []
 
     def start(
         tables: dict[str, Any] | None = None, *, certificate: Path | None = None, **table: Any
     ) -> Admin:
-        home = tmp_path / f"kbs-{len(running)}"
+        home = directory / f"kbs-{len(running)}"
         home.mkdir()
         own = {
             "storage_backend": {
@@ -66,7 +67,7 @@ def start_kbs(tmp_path: Path) -> Iterator[StartKbs]:
                 "backends": {"sqlite": {"path": str(home / "keybroker.db")}},
             },
             "key_transfer": {"admin_username": USER, "admin_password": PASSWORD, **table},
-            "encryption": {"source": "file", "path": str(tmp_path / "master.key")},
+            "encryption": {"source": "file", "path": str(directory / "master.key")},
         }
         path = home / "config.json"
         path.write_text(json.dumps(merged(merged(OPEN_CONFIG, own), tables or {})))
@@ -79,8 +80,17 @@ def start_kbs(tmp_path: Path) -> Iterator[StartKbs]:
         assert admin.login().status_code == 200
         return admin
 
-    yield start
-    for http in opened:
-        http.close()
-    for broker in running:
-        broker.stop()
+    try:
+        yield start
+    finally:
+        for http in opened:
+            http.close()
+        for broker in running:
+            broker.stop()
+
+
+@pytest.fixture
+def start_kbs(tmp_path: Path) -> Iterator[StartKbs]:
+    """Start brokers for one test."""
+    with starting(tmp_path) as start:
+        yield start

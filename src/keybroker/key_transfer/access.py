@@ -20,6 +20,7 @@ from keybroker.model.errors import ConfigError, MalformedError, NotFoundError
 from keybroker.tokens.algorithms import ALGORITHMS
 from keybroker.tokens.claims import parse_claims, verify_times
 from keybroker.tokens.jws import VerificationKey, parse_compact, parse_header, verify_signature
+from keybroker.tokens.remembered import Remembered
 from keybroker.tokens.signer import TokenSigner
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ AUDIENCE = "keybroker:/kbs/v1"
 
 #: No token of ours comes near this.
 MAX_TOKEN_CHARS = 4096
+
+#: Verified tokens remembered until they expire.
+REMEMBERED_TOKENS = 1024
 
 #: Logins of one name wait for each other; so many names at most do not wait for other names.
 TURNS = 64
@@ -61,6 +65,9 @@ class Access:
         self._signer = signer
         self._key = VerificationKey(signer.public_key, ALGORITHMS[signer.algorithm])
         self._token_seconds = token_seconds
+        self._verified: Remembered[str, tuple[str, object]] = Remembered(
+            REMEMBERED_TOKENS, REMEMBERED_TOKENS
+        )
         self._turns = [asyncio.Lock() for _ in range(TURNS)]
 
     async def issue_token(self, username: str, password: str) -> str:
@@ -115,11 +122,26 @@ class Access:
         token = token.strip()
         if scheme.lower() != "bearer" or not token or len(token) > MAX_TOKEN_CHARS:
             raise AccessError("no bearer token")
+        user_id, credential = self._verify(token)
+        try:
+            user = await self._users.get(user_id)
+        except NotFoundError:
+            raise AccessError("the token's user was deleted") from None
+        if credential != user.credential:
+            raise AccessError("the user's password was changed since the token was issued")
+        return user
+
+    def _verify(self, token: str) -> tuple[str, object]:
+        """Return whose token it is, and of which of the user's passwords."""
+        now = time.time()
+        known = self._verified.get(token, now)
+        if known is not None:
+            return known
         try:
             jws = parse_compact(token)
             verify_signature(jws, parse_header(jws.header_segment).algorithm, self._key)
             claims = parse_claims(jws.payload)
-            verify_times(claims, time.time())
+            expires_at = verify_times(claims, now)
         except MalformedError as error:
             raise AccessError(error.diagnostics()) from None
         user_id = claims.get("sub")
@@ -127,13 +149,9 @@ class Access:
             user_id, str
         ):
             raise AccessError("a token of another kind")
-        try:
-            user = await self._users.get(user_id)
-        except NotFoundError:
-            raise AccessError("the token's user was deleted") from None
-        if claims.get("credential") != user.credential:
-            raise AccessError("the user's password was changed since the token was issued")
-        return user
+        verified = user_id, claims.get("credential")
+        self._verified.put(token, verified, expires_at=expires_at)
+        return verified
 
 
 async def make_administrator(users: UserStore, config: KeyTransferConfig) -> None:

@@ -164,7 +164,7 @@ class Transfers:
     ) -> WrappedKey | None:
         """Wrap the key; return None where the record is no longer the one decided about."""
         verify_policy(policy, attested)
-        recipient = await run(held_key, attested, policy)
+        recipient = held_key(attested, policy)
         octets = await self._keys.fetch(record)
         wrapped = await run(seal_to_held_key, recipient, octets)
         if await self._keys.get(record.id) != record:

@@ -9,6 +9,7 @@ Specification: Intel Trust Authority REST API, ``/appraisal/v1`` and ``/appraisa
 
 import asyncio
 import base64
+import hashlib
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -40,11 +41,16 @@ from keybroker.tokens.jws import (
     verify_signature,
 )
 from keybroker.tokens.key_sources import KeySource
+from keybroker.tokens.remembered import Remembered
 from keybroker.tokens.x5c import leaf_key, load_certificates, verify_chain
 from keybroker.workbench import run
 
 #: What its tokens are signed with; others that the token package knows are not its.
 ALGORITHMS = ("RS256", "PS384")
+
+#: Verified tokens remembered until they expire: a workload brings one for all its keys.
+REMEMBERED_TOKENS = 2048
+REMEMBERED_TOKEN_CHARS = 4 * 1024 * 1024
 
 #: Answers of its API have a few KiB.
 MAX_ANSWER_BYTES = 256 * 1024
@@ -90,6 +96,9 @@ class TrustAuthority:
                 " whose tokens are trusted"
             )
         self._http: httpx.AsyncClient | None = None
+        self._verified: Remembered[bytes, Mapping[str, Any]] = Remembered(
+            REMEMBERED_TOKENS, REMEMBERED_TOKEN_CHARS
+        )
 
     @property
     def attests(self) -> bool:
@@ -144,6 +153,11 @@ class TrustAuthority:
             TokenVerifierError: malformed, out of its time, of another issuer, or signed by nobody
                 who is trusted.
         """
+        now = time.time()
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        known = self._verified.get(digest, now)
+        if known is not None:
+            return known
         try:
             jws = parse_compact(token)
             header = parse_header(jws.header_segment)
@@ -165,11 +179,12 @@ class TrustAuthority:
             if not verified:
                 raise MalformedError("the token's signature is not valid")
             claims = parse_claims(jws.payload)
-            verify_times(claims, time.time())
+            expires_at = verify_times(claims, now)
             if self._config.issuers and claims.get("iss") not in self._config.issuers:
                 raise MalformedError("the token is of another issuer")
         except MalformedError as error:
             raise TokenVerifierError(error.diagnostics()) from None
+        self._verified.put(digest, claims, expires_at=expires_at, weight=len(token))
         return claims
 
     async def _keys(self, kid: str) -> Sequence[VerificationKey]:

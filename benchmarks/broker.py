@@ -1,4 +1,4 @@
-"""A broker of our own for a run: plain HTTP on loopback, encrypted SQLite, defaults for the rest."""
+"""A broker of our own for a run: loopback HTTP, encrypted SQLite, defaults for the rest."""
 
 import json
 import os

@@ -66,8 +66,10 @@ def _handshake(scenario: Scenario) -> Callable[[], None]:
     es256 = ec.ECDSA(hashes.SHA256())
     vcek = ec.generate_private_key(ec.SECP384R1())
     es384 = ec.ECDSA(hashes.SHA384())
-    point = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(
-        Encoding.X962, PublicFormat.UncompressedPoint
+    point = (
+        ec.generate_private_key(ec.SECP256R1())
+        .public_key()
+        .public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     )
     at_rest = AESGCM(AESGCM.generate_key(256))
     verify_evidence: Callable[[], object] = int

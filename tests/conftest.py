@@ -48,6 +48,13 @@ class RunningBroker:
         """Everything that was written to standard error so far."""
         return "\n".join(self.log)
 
+    def wait_for_log(self, words: str, seconds: float = 20) -> None:
+        """Wait until the log has these words: it is written beside the answers, not before them."""
+        deadline = time.monotonic() + seconds
+        while words not in self.log_text:
+            assert time.monotonic() < deadline, f"{words!r} is not in the log:\n{self.log_text}"
+            time.sleep(0.01)
+
     def http(self, **options: Any) -> httpx.Client:
         """Return an HTTP client for this broker."""
         verify: Any = True if self.certificate is None else _tls(self.certificate)

@@ -234,11 +234,11 @@ def test_no_collateral_is_401_for_the_guest_and_a_reason_for_the_administrator(
     assert answer.status_code == 503
     assert "tdx B0C06F000000 platform" in answer.json()["problems"]["attestation"]
     assert "127.0.0.1" not in answer.text
-    assert "no valid collateral for tdx B0C06F000000 platform" in dcap_broker.log_text
+    dcap_broker.wait_for_log("no valid collateral for tdx B0C06F000000 platform")
 
 
 def test_the_root_that_is_not_intels_is_in_the_log(dcap_broker: RunningBroker) -> None:
-    assert "Software SGX Root CA" in dcap_broker.log_text
+    dcap_broker.wait_for_log("Software SGX Root CA")
 
 
 async def test_many_first_guests_of_two_workers_cause_one_fetch(

@@ -49,11 +49,11 @@ def launch(
     from keybroker.api.app import create_app
 
     sockets = bind(http.sockets)
-    workload_port = None
+    own_ports: dict[str, int] = {}
     if config.workloads is not None and config.workloads.socket is not None:
         own = bind([config.workloads.socket])
-        workload_port = own[0].getsockname()[1]
-        if any(listener.getsockname()[1] == workload_port for listener in sockets):
+        own_ports["workloads"] = own[0].getsockname()[1]
+        if any(listener.getsockname()[1] == own_ports["workloads"] for listener in sockets):
             raise ConfigError("workloads.socket: the port must be another than http_server's")
         sockets += own
     urls = addresses_of(sockets, secure=tls is not None)
@@ -61,7 +61,7 @@ def launch(
     if listening is not None:
         listening(urls)
     return serve(
-        lambda: create_app(config, put_in_force=resource_policy, workload_port=workload_port),
+        lambda: create_app(config, put_in_force=resource_policy, own_ports=own_ports),
         sockets,
         workers=workers,
         tls=tls,

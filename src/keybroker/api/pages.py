@@ -13,9 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from keybroker.api.metrics import Metrics
-
-#: Answers None when all is well, else what is wrong, in words that hold nothing secret.
-ReadinessCheck = Callable[[], Awaitable[str | None]]
+from keybroker.api.parts import ReadinessCheck
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -2,6 +2,8 @@
 
 import logging
 
+from keybroker.api.parts import Parts
+from keybroker.api.workload.face import API_PATH, WorkloadFace
 from keybroker.config.attestation import BuiltInAttestationConfig
 from keybroker.config.kbs import KbsConfig
 from keybroker.config.verifiers import SnpVerifierConfig
@@ -11,11 +13,41 @@ from keybroker.storage.interface import StorageProvider
 from keybroker.verifiers.sev_chain import SevChainVerifier
 from keybroker.verifiers.sev_roots import sev_trust_anchors
 from keybroker.verifiers.snp import SnpVerifier
-from keybroker.workloads.service import WorkloadService
+from keybroker.workloads.service import WorkloadService, clean_up
 from keybroker.workloads.sessions import SESSION_NAMESPACE, WorkloadSessions
 from keybroker.workloads.store import WorkloadStore, open_workload_records
 
 logger = logging.getLogger(__name__)
+
+#: How often records of ended sessions are deleted.
+CLEANUP_SECONDS = 60.0
+
+
+async def open_face(parts: Parts) -> None:
+    """Make the service and serve it below the configured prefix, and on a socket of its own."""
+    config = parts.config.workloads
+    if config is None:
+        return
+    service = await open_workloads(parts.config, config, parts.storage, parts.session_keys)
+    parts.stack.push_async_callback(service.close)
+    parts.jobs.append(lambda: clean_up(service, every=CLEANUP_SECONDS))
+
+    def face(prefix: str) -> WorkloadFace:
+        return WorkloadFace(
+            service,
+            parts.admin,
+            parts.metrics,
+            prefix=prefix,
+            limits=parts.limits,
+            open_registration=config.open_registration,
+            secure=parts.secure,
+        )
+
+    parts.faces.append((config.prefix + API_PATH + "/", face(config.prefix)))
+    parts.documents[config.prefix] = "workloads"
+    port = parts.own_ports.get("workloads")
+    if port is not None:
+        parts.listeners[port] = face("")
 
 
 async def open_workloads(

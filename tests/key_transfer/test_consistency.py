@@ -102,6 +102,19 @@ async def test_a_creation_whose_answer_is_lost_leaves_nothing_in_the_end() -> No
     assert await room.counts() == (0, 0, 0)
 
 
+async def test_a_key_that_is_made_after_its_creation_was_given_up_does_not_stay() -> None:
+    room = Room()
+    room.manager.lose_answer = True
+    with pytest.raises(KeyManagerError):
+        await room.keys.create(KeyRequest(AES))
+    # The server was down for the taking back as well; then it comes back, and settling finds it.
+    room.manager.down = room.manager.lose_answer = False
+    (key_id,) = await room.intents.keys()
+    await room.manager.kept.set(key_id, bytes(32))
+    assert await room.keys.settle() == 1
+    assert await room.counts() == (0, 0, 0)
+
+
 async def test_a_record_that_cannot_be_written_takes_its_key_along() -> None:
     room = Room(records=FullStore())
     with pytest.raises(StorageError):

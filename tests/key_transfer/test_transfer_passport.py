@@ -247,6 +247,7 @@ def test_a_held_key_that_is_too_small_or_none_is_refused(
         b64(b"\x01\x00\x01\x00"),
         b64(b""),
         b64(bytes(388)),
+        b64((1).to_bytes(4, "little") + HeldKey.generate(3072).user_data("SGX")[4:]),
         "no base64",
         None,
     ):

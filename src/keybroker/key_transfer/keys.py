@@ -7,6 +7,7 @@ the intent and brings both places to agree: a key without a record is destroyed,
 a key is deleted.
 """
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 import msgspec
 
-from keybroker.key_transfer.errors import KeyGoneError
+from keybroker.key_transfer.errors import KeyGoneError, KeyManagerError
 from keybroker.key_transfer.managers.interface import KeyManager
 from keybroker.key_transfer.material import CURVES, KeySpec, parse_key_data
 from keybroker.key_transfer.policy_store import PolicyStore
@@ -139,8 +140,8 @@ class KeyStore:
             await self._records.set(key_id, encode(record))
             # Written first, looked at second: see policy_store for why.
             await self._policies.require_nameable(request.transfer_policy_id)
-        except BaseException:
-            await self._take_back(key_id, adopted=request.kmip_key_id is not None)
+        except BaseException as error:
+            await self._take_back(key_id, error, adopted=request.kmip_key_id is not None)
             raise
         await self._intents.delete(key_id)
         return record
@@ -253,14 +254,16 @@ class KeyStore:
             except KeyGoneError:
                 await self._records.delete(key_id)
 
-    async def _take_back(self, key_id: str, *, adopted: bool) -> None:
+    async def _take_back(self, key_id: str, cause: BaseException, *, adopted: bool) -> None:
         try:
             await self._records.delete(key_id)
             if not adopted:
                 await self._manager.discard(key_id)
-            await self._intents.delete(key_id)
+            # A key manager that did not answer may still make the key when this is over, so the
+            # intent stays and the key is discarded once more when it is settled.
+            if adopted or not isinstance(cause, KeyManagerError | asyncio.CancelledError):
+                await self._intents.delete(key_id)
         except KeybrokerError as error:
-            # The intent stays, and what is left is destroyed when the key manager is back.
             logger.warning("key %s is taken back later: %s", key_id, error.diagnostics())
 
     async def _is_shared(self, record: KeyRecord) -> bool:

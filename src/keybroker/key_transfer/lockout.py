@@ -56,7 +56,7 @@ class Lockout:
         """
         failures, _ = await self._read(user_id, username)
         if failures.locked_until > time.time():
-            raise LockedOutError(f"the user {username!r} is locked out")
+            raise LockedOutError(f"the user {username[:64]!r} is locked out")
 
     async def failed(self, user_id: str | None, username: str) -> None:
         """Count a wrong password."""

@@ -17,7 +17,6 @@ from keybroker.api.kbs_v1.payloads import (
     TokenRequest,
     UserRequest,
     key_answer,
-    nonce_answer,
     parse_attestation_token,
     parse_background_request,
     parse_body,
@@ -52,6 +51,9 @@ JWT = "application/jwt"
 PEM = "application/x-pem-file"
 
 ATTESTATION_TYPE = b"attestation-type"
+
+#: Longer than any username or password that can be set.
+MAX_CREDENTIAL_CHARS = 255
 
 _SERVICE_NAME = "Key Broker Service"
 
@@ -133,6 +135,8 @@ class Endpoints:
         request = parse_body(exchange.body, TokenRequest)
         if not request.username or not request.password:
             raise MalformedError("username and password are needed")
+        if max(len(request.username), len(request.password)) > MAX_CREDENTIAL_CHARS:
+            raise MalformedError("username or password is too long")
         token = await self._access.issue_token(request.username, request.password)
         await send(exchange.out, 200, token.encode("ascii"), JWT, [_TRANSPORT_SECURITY])
 
@@ -266,7 +270,7 @@ class Endpoints:
             # With Trust Authority a nonce is a request to its API.
             challenge = await self._bounded(self._transfers.challenge(exchange.id))
             said = (ATTESTATION_TYPE, challenge.attestation_type.encode("ascii"))
-            await exchange.answer(200, nonce_answer(challenge.nonce), [said])
+            await exchange.answer(200, challenge.nonce.to_json(), [said])
             return
         exchange.require_body(JSON)
         if attestation_type:

@@ -168,8 +168,9 @@ async def _send_error(out: Send, error: KeybrokerError) -> None:
     headers: Headers = [(b"x-request-id", request_id.encode("ascii"))]
     if isinstance(error, MethodNotAllowedError):
         headers.append((b"allow", ", ".join(error.allowed).encode("ascii")))
-    elif isinstance(error, LockedOutError):
-        headers.append((b"retry-after", b"60"))
+    elif error.status == 429:
+        seconds = b"60" if isinstance(error, LockedOutError) else b"1"
+        headers.append((b"retry-after", seconds))
     if isinstance(error, AccessError):
         headers.append((b"www-authenticate", b'Bearer realm="keybroker"'))
         if error.detail == AccessError.default_detail:

@@ -13,7 +13,7 @@ from keybroker.key_transfer.material import (
     RSA_LENGTHS,
     parse_spec,
 )
-from keybroker.key_transfer.nonces import Nonce, parse_nonce, parse_octets
+from keybroker.key_transfer.nonces import parse_nonce, parse_octets
 from keybroker.key_transfer.records import NIL_ID, KeyRecord, User, parse_id
 from keybroker.key_transfer.transfer import BackgroundRequest
 from keybroker.key_transfer.transfer_policy import ATTESTATION_TYPES
@@ -244,8 +244,3 @@ def wrapped_answer(wrapped: WrappedKey) -> dict[str, str]:
     if wrapped.wrapped_swk is not None:
         answer["wrapped_swk"] = base64.b64encode(wrapped.wrapped_swk).decode("ascii")
     return answer
-
-
-def nonce_answer(nonce: Nonce) -> dict[str, str]:
-    """Give a nonce the form of the wire."""
-    return nonce.to_json()

@@ -8,7 +8,7 @@ Specification: KMIP 1.4 and 2.0, operations Create, Create Key Pair, Register, G
 
 from typing import Any
 
-from kmip.core import enums, objects, primitives, secrets
+from kmip.core import attributes, enums, misc, objects, primitives, secrets
 from kmip.core.factories.attributes import AttributeFactory
 from kmip.core.messages import contents, messages, payloads
 from kmip.core.utils import BytearrayStream
@@ -54,9 +54,9 @@ class KmipMessages:
 
     def create(self, name: str, spec: KeySpec) -> bytes:
         """Make a symmetric key, named so that it can be found again."""
-        attributes = [*_kind(spec), _usage(_ENCRYPT, _DECRYPT), _name(name)]
+        wanted = [*_kind(spec), _usage(_ENCRYPT, _DECRYPT), _name(name)]
         payload = payloads.CreateRequestPayload(
-            enums.ObjectType.SYMMETRIC_KEY, objects.TemplateAttribute(attributes=attributes)
+            enums.ObjectType.SYMMETRIC_KEY, objects.TemplateAttribute(attributes=wanted)
         )
         return self._request(enums.Operation.CREATE, payload)
 
@@ -82,10 +82,10 @@ class KmipMessages:
         symmetric = spec.algorithm == AES
         format_ = enums.KeyFormatType.RAW if symmetric else enums.KeyFormatType.PKCS_8
         block = objects.KeyBlock(
-            key_format_type=_misc("KeyFormatType", format_),
+            key_format_type=misc.KeyFormatType(format_),
             key_value=objects.KeyValue(objects.KeyMaterial(material.octets)),
-            cryptographic_algorithm=_attribute_value("CryptographicAlgorithm", spec.algorithm),
-            cryptographic_length=_attribute_value("CryptographicLength", spec.bits),
+            cryptographic_algorithm=attributes.CryptographicAlgorithm(_ALGORITHMS[spec.algorithm]),
+            cryptographic_length=attributes.CryptographicLength(spec.bits),
         )
         usage = [_ENCRYPT, _DECRYPT] if symmetric else [_DECRYPT, _SIGN]
         payload = payloads.RegisterRequestPayload(
@@ -103,7 +103,9 @@ class KmipMessages:
 
     def destroy(self, unique_id: str) -> bytes:
         """Destroy a key."""
-        payload = payloads.DestroyRequestPayload(unique_identifier=_unique_identifier(unique_id))
+        payload = payloads.DestroyRequestPayload(
+            unique_identifier=attributes.UniqueIdentifier(unique_id)
+        )
         return self._request(enums.Operation.DESTROY, payload)
 
     def locate(self, name: str) -> bytes:
@@ -206,21 +208,3 @@ def _usage(*masks: enums.CryptographicUsageMask) -> Any:
 
 def _name(name: str) -> Any:
     return _ATTRIBUTES.create_attribute(enums.AttributeType.NAME, name)
-
-
-def _unique_identifier(text: str) -> Any:
-    from kmip.core.attributes import UniqueIdentifier
-
-    return UniqueIdentifier(text)
-
-
-def _misc(name: str, value: Any) -> Any:
-    from kmip.core import misc
-
-    return getattr(misc, name)(value)
-
-
-def _attribute_value(name: str, value: Any) -> Any:
-    from kmip.core import attributes
-
-    return getattr(attributes, name)(_ALGORITHMS.get(value, value))

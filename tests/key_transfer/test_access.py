@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from tests.conftest import RunningBroker, start_process
 from tests.key_transfer.conftest import StartKbs
-from tests.key_transfer.key_servers import free_port
+from tests.key_transfer.key_servers import KmipServer, free_port
 from tests.key_transfer.wire import PASSWORD, USER, Admin, HeldKey, transfer
 
 from keybroker.api.certificates import self_signed
@@ -204,6 +204,23 @@ def test_guesses_that_come_at_once_are_counted(start_kbs: StartKbs) -> None:
     assert admin.login().status_code == 429
 
 
+def test_all_workers_count_together(start_kbs: StartKbs) -> None:
+    import concurrent.futures
+
+    admin = start_kbs({"http_server": {"worker_count": 2}}, lockout={"max_attempts": 4})
+
+    def guess(number: int) -> int:
+        with admin.broker.http() as http:
+            return Admin(http).login(USER, f"guess number {number}").status_code
+
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        statuses = list(pool.map(guess, range(24)))
+    # Each worker may be looking at one guess when another fills the count.
+    assert statuses.count(401) in (4, 5)
+    assert statuses.count(429) == 24 - statuses.count(401)
+    assert guess(24) == 429
+
+
 def test_an_unknown_user_costs_as_much_as_a_known_one(start_kbs: StartKbs) -> None:
     admin = start_kbs(lockout={"max_attempts": 1000})
     process = Path(f"/proc/{admin.broker.process.pid}/stat")
@@ -284,6 +301,34 @@ def test_an_original_kbs_env_starts_a_broker(
         assert admin.wrap(made["id"], held) == octets
     stored = (home / "keybroker" / "keybroker.db").read_bytes()
     assert octets not in stored
+
+
+@pytest.mark.parametrize("version", ["1.4", "2.0"])
+def test_a_kbs_env_for_kmip_starts_a_broker(
+    start_from_env: Any, pykmip: KmipServer, tmp_path: Path, held: HeldKey, version: str
+) -> None:
+    table = pykmip.config()
+    home = tmp_path / "opt-kbs"
+    broker = start_from_env(
+        home,
+        KEY_MANAGER="KMIP",
+        KMIP_VERSION=version,
+        KMIP_SERVER_IP="127.0.0.1",
+        KMIP_SERVER_PORT=str(pykmip.port),
+        KMIP_HOSTNAME="localhost",
+        KMIP_USERNAME=table["username"],
+        KMIP_PASSWORD=table["password"],
+        KMIP_CLIENT_CERT_PATH=table["client_cert"],
+        KMIP_CLIENT_KEY_PATH=table["client_key"],
+        KMIP_ROOT_CERT_PATH=table["root_cert"],
+    )
+    with broker.http() as http:
+        admin = Admin(http)
+        assert admin.login("kbsadmin", "kbs admin's password").status_code == 200
+        made = admin.key(algorithm="AES", key_length=192)
+        assert len(admin.wrap(made["id"], held)) == 24
+        assert admin.call("DELETE", f"keys/{made['id']}").status_code == 204
+    assert table["password"] not in broker.log_text
 
 
 def test_the_password_of_the_configuration_is_in_no_message(start_kbs: StartKbs) -> None:

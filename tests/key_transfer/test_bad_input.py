@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kmip.core.enums import Operation
 from tests.key_transfer.conftest import StartKbs
 from tests.key_transfer.wire import PASSWORD, USER, Admin, HeldKey, b64, transfer
 
@@ -15,6 +16,8 @@ from keybroker.api.kbs_v1.payloads import (
     parse_key_request,
 )
 from keybroker.config.kbs_env import EnvPlaces, load_env, parse_env
+from keybroker.config.key_transfer import KmipVersion
+from keybroker.key_transfer.errors import KeyManagerError
 from keybroker.key_transfer.material import KeySpec, parse_key_data
 from keybroker.key_transfer.migration import parse_original_key
 from keybroker.key_transfer.transfer_policy import parse_policy
@@ -351,3 +354,50 @@ def test_both_generations_of_variables_name_trust_authority(tmp_path: Any) -> No
         assert table.admin_password is not None
         assert table.admin_password.reveal() == "a secret password"
         assert "a secret password" not in repr(loaded)
+
+
+#: A Response Message up to its batch item, so that the rest is what a server can lie in.
+RESPONSE_HEAD = bytes.fromhex(
+    "42007b0100000090"
+    "42007a0100000048"
+    "4200690100000020"
+    "42006a02000000040000000100000000"
+    "42006b02000000040000000400000000"
+    "4200920900000008000000006900e0a0"
+    "42000d02000000040000000100000000"
+    "42000f0100000038"
+    "42005c05000000040000000a00000000"
+    "42007f05000000040000000000000000"
+    "42007c0100000010"
+)
+
+
+@given(st.binary(max_size=200), st.binary(max_size=12), st.integers(0, len(RESPONSE_HEAD)))
+@settings(max_examples=200, deadline=None)
+def test_any_answer_of_a_kmip_server_is_read_or_refused(
+    tail: bytes, noise: bytes, position: int
+) -> None:
+    messages = pytest.importorskip("keybroker.key_transfer.managers.kmip_messages")
+    reader = messages.KmipMessages(KmipVersion.V1_4, None, None)
+    damaged = RESPONSE_HEAD[:position] + noise + RESPONSE_HEAD[position + len(noise) :]
+    for answer in (tail, RESPONSE_HEAD + tail, damaged + tail):
+        try:
+            payload = reader.read(answer, Operation.GET)
+            messages.key_octets(payload, "AES")
+        except KeyManagerError:
+            continue
+
+
+def test_a_kmip_credential_is_in_every_request_and_in_no_repr() -> None:
+    messages = pytest.importorskip("keybroker.key_transfer.managers.kmip_messages")
+    for version in KmipVersion:
+        writer = messages.KmipMessages(version, "kbs", "a secret password")
+        for request in (
+            writer.get("1"),
+            writer.destroy("1"),
+            writer.locate("name"),
+            writer.create("name", KeySpec("AES", 256)),
+            writer.create_key_pair("name", KeySpec("RSA", 2048)),
+        ):
+            assert b"a secret password" in request
+        assert "a secret password" not in repr(writer)

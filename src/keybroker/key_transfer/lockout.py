@@ -82,6 +82,8 @@ class Lockout:
     def _count(self, failures: _Failures) -> _Failures:
         config = self._config
         now = time.time()
+        if failures.locked_until > now:
+            return failures  # an attempt that began before another one locked the user out
         recent = now - failures.last_at < config.interval_minutes * 60
         # The count begins anew behind a lock-out that is over.
         count = failures.count + 1 if recent and not failures.locked_until else 1

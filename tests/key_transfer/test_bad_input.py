@@ -17,7 +17,8 @@ from keybroker.api.kbs_v1.payloads import (
 )
 from keybroker.config.kbs_env import EnvPlaces, load_env, parse_env
 from keybroker.config.key_transfer import KmipVersion
-from keybroker.key_transfer.errors import KeyManagerError
+from keybroker.key_transfer.attested import held_key, read_attested, verify_policy
+from keybroker.key_transfer.errors import KeyManagerError, TransferDeniedError
 from keybroker.key_transfer.material import KeySpec, parse_key_data
 from keybroker.key_transfer.migration import parse_original_key
 from keybroker.key_transfer.transfer_policy import parse_policy
@@ -232,6 +233,13 @@ def test_transfers_that_are_malformed_or_about_nothing(admin: Admin, held: HeldK
         assert answer.status_code == 400
 
 
+def test_base64_with_line_breaks_is_taken_as_the_original_does(admin: Admin, held: HeldKey) -> None:
+    own = bytes(range(32))
+    encoded = b64(own)
+    made = admin.key(**AES, key_data=encoded[:20] + "\r\n" + encoded[20:] + "\n")
+    assert admin.wrap(made["id"], held) == own
+
+
 def test_a_policy_that_a_key_names_is_not_deleted(admin: Admin) -> None:
     policy = admin.policy(SGX)
     key_id = admin.key(policy)["id"]
@@ -401,3 +409,38 @@ def test_a_kmip_credential_is_in_every_request_and_in_no_repr() -> None:
         ):
             assert b"a secret password" in request
         assert "a secret password" not in repr(writer)
+
+
+CLAIM_NAMES = [
+    *("sgx", "tdx", "submods", "cpu0", "ear.veraison.annotated-evidence", "body", "quote"),
+    *("mr_td", "tcb_svn", "isv_svn", "attester_type", "attester_held_data", "tdx_mrtd"),
+    *("policy_ids_matched", "attester_runtime_data", "tee-pubkey", "runtime_data_claims"),
+]
+CLAIMS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from(["SGX", "TDX", "ab" * 48, "AAAA", "zz"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(CLAIM_NAMES), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+TDX_POLICY = parse_policy(
+    {"attestation_type": "TDX", "tdx": {"attributes": {"mrtd": ["ab" * 48], "seamsvn": 1}}},
+    policy_id=NIL,
+    created_at="",
+)
+
+
+@given(st.dictionaries(st.sampled_from(CLAIM_NAMES), CLAIMS, max_size=6))
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_token_claims_is_read_or_denied(claims: dict[str, Any]) -> None:
+    try:
+        attested = read_attested(claims, TDX_POLICY)
+        verify_policy(TDX_POLICY, attested)
+        held_key(attested, TDX_POLICY)
+    except (TransferDeniedError, JweError):
+        return
+    raise AssertionError("nothing here carries an RSA key")

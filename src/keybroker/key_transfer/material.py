@@ -41,6 +41,9 @@ CURVES: Mapping[str, ec.EllipticCurve] = {
 #: A PEM file of the largest RSA key has 6 KiB.
 MAX_KEY_DATA_CHARS = 32 * 1024
 
+#: The original's parser passes over these, and tools that wrap lines rely on it.
+_LINE_BREAKS = str.maketrans("", "", "\r\n")
+
 _PUBLIC_EXPONENT = 65537
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
@@ -121,7 +124,7 @@ def parse_key_data(key_data: str, spec: KeySpec) -> Material:
     if len(key_data) > MAX_KEY_DATA_CHARS:
         raise MalformedError("key_data is too long")
     try:
-        octets = base64.b64decode(key_data, validate=True)
+        octets = base64.b64decode(key_data.translate(_LINE_BREAKS), validate=True)
     except (binascii.Error, ValueError):
         raise MalformedError("key_data is not base64") from None
     if spec.algorithm == AES:

@@ -28,6 +28,9 @@ FOREIGN_NONCE_SECONDS = 3600
 #: Longest member of a nonce; Trust Authority's signatures have 384 bytes.
 MAX_MEMBER_BYTES = 2048
 
+#: The original's parser passes over these, and tools that wrap lines rely on it.
+LINE_BREAKS = str.maketrans("", "", "\r\n")
+
 _VALUE_BYTES = 64
 _TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f +0000 UTC"
 _DOMAIN = b"keybroker key transfer nonce v1\0"
@@ -79,7 +82,7 @@ def parse_nonce(value: Any) -> Nonce:
 
 
 def parse_octets(value: Any, name: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
-    """Read octets of the wire: base64 with padding.
+    """Read octets of the wire: base64 with padding; line breaks in it are passed over.
 
     Raises:
         MalformedError: not a string, not base64, or longer than the limit in bytes.
@@ -87,7 +90,7 @@ def parse_octets(value: Any, name: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
     if not isinstance(value, str) or len(value) > limit * 4 // 3 + 4:
         raise MalformedError(f"{name} must be base64 of at most {limit} bytes")
     try:
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(value.translate(LINE_BREAKS), validate=True)
     except (binascii.Error, ValueError):
         raise MalformedError(f"{name} is not base64") from None
 

@@ -153,8 +153,29 @@ async def test_a_trace_is_plain_json() -> None:
         "value": False,
         "reference": None,
         "reference_value": None,
+        "negated": False,
     }
 
 
 async def test_an_unknown_rule_has_nothing_to_tell() -> None:
     assert await explain("package policy", {}, rules=["allow"]) == []
+
+
+async def test_a_rule_that_must_not_hold_is_at_fault_where_it_does() -> None:
+    source = """package policy
+import rego.v1
+default allow := false
+allow if {
+    input.tee == "sample"
+    not revoked
+}
+revoked if input.version in [2, 3]
+revoked if input.lost
+"""
+    traces = await explain(source, {"tee": "sample", "version": 3})
+    faults = [(trace.rule, trace.line, trace.holds) for trace in traces if trace.at_fault]
+    assert ("allow", 4, False) in faults
+    assert ("revoked", 8, True) in faults
+    assert ("revoked", 9, False) not in faults
+    (held,) = [trace for trace in traces if trace.holds and trace.negated]
+    assert (held.claim, held.value) == ("input.version", 3)

@@ -186,7 +186,7 @@ class AttestationService:
     async def explain(
         self, policy_id: str, claims: Mapping[str, Any], trust_claims: Sequence[str]
     ) -> list[RuleTrace]:
-        """Say which rules for these trust claims did not hold, and why.
+        """Say because of which rules these trust claims are as they are.
 
         Args:
             policy_id: the policy that appraised, with its class (``default_cpu``).
@@ -202,7 +202,7 @@ class AttestationService:
         traces = await explain(source, claims, reference_values=values, rules=rules)
         if not traces:
             traces = await explain(source, claims, reference_values=values, rules=["trust_claims"])
-        return [trace for trace in traces if trace.holds is not True]
+        return [trace for trace in traces if trace.at_fault]
 
     @property
     def reference_values(self) -> ReferenceValueService:

@@ -56,11 +56,11 @@ def explanation_lines(explanation: Explanation) -> Iterator[str]:
     if explanation.allowed:
         yield "The resource policy allows it."
     else:
-        yield "The resource policy denies it; of its rules, these do not hold:"
+        yield "The resource policy denies it, because of these rules:"
     for rule in explanation.rules:
         yield from _rule_lines(rule)
     for device in explanation.appraisal:
-        reason = "; of the attestation policy, these rules do not hold:" if device.rules else "."
+        reason = ", because of these rules of the attestation policy:" if device.rules else "."
         yield f"The evidence of {device.submodule} is {device.status or 'not appraised'}{reason}"
         for rule in device.rules:
             yield from _rule_lines(rule)
@@ -69,7 +69,8 @@ def explanation_lines(explanation: Explanation) -> Iterator[str]:
 def _rule_lines(rule: RuleExplanation) -> Iterator[str]:
     line = rule.expression_line if rule.expression_line is not None else rule.line
     place = f", line {line}" if line is not None else ""
-    yield f"  {rule.head or rule.rule or 'a rule'}{place}: {rule.expression or 'does not hold'}"
+    fault = rule.expression or "holds, and must not"
+    yield f"  {rule.head or rule.rule or 'a rule'}{place}: {fault}"
     if rule.claim is not None:
         yield f"    {rule.claim} is {_short(rule.value)}"
     if rule.reference is not None:

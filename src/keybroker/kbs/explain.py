@@ -33,7 +33,7 @@ async def explain(
     Returns:
         ``allowed``; ``exists`` (null where the request is not allowed or not a read);
         ``appraisal`` by submodule: status, trust vector, and the rules of the attestation policy
-        that did not hold; ``rules`` of the resource policy that did not hold.
+        at fault; ``rules`` of the resource policy at fault.
 
     Raises:
         MalformedError: the token is not valid here.
@@ -57,7 +57,7 @@ async def explain(
         allowed = False
         source = await broker.decisions.policies.source(RESOURCE_POLICY_ID)
         traces = await explain_policy(source or "", verified.claims, request=asked.as_data())
-        rules = [trace for trace in traces if trace.holds is not True]
+        rules = [trace for trace in traces if trace.at_fault]
     exists = None
     if allowed and served.access(request) is Access.ATTESTED and request.method == "GET":
         exists = True

@@ -10,7 +10,7 @@ said this way is left open, and the rule's text and line stand for it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from keybroker.policy.references import Reference, read_reference, references
@@ -42,6 +42,7 @@ class RuleTrace:
         value: its value, or None.
         reference: name of the reference value it asks for.
         reference_value: its value, or None where there is none.
+        negated: whether another rule asks that this one does not hold (``not sample_evidence``).
     """
 
     rule: str
@@ -55,6 +56,12 @@ class RuleTrace:
     value: Any = None
     reference: str | None = None
     reference_value: Any = None
+    negated: bool = False
+
+    @property
+    def at_fault(self) -> bool:
+        """Whether what was asked for is missing because of this body, as far as can be said."""
+        return self.holds is None or self.holds is self.negated
 
     def as_json(self) -> dict[str, Any]:
         """Return the members as a JSON object."""
@@ -158,6 +165,10 @@ def _held(answer: Mapping[str, Any], index: int, expressions: int) -> int | None
     return expressions
 
 
+#: Names of rules that an expression reads, and whether it asks that they do not hold.
+_LeansOn = list[tuple[str, bool]]
+
+
 class _Teller:
     def __init__(
         self,
@@ -180,23 +191,23 @@ class _Teller:
             self._tell_rule(rule)
         return self._traces
 
-    def _tell_rule(self, rule: str) -> None:
+    def _tell_rule(self, rule: str, negated: bool = False) -> None:
         if rule in self._told:
             return
         self._told.add(rule)
-        traces: list[tuple[RuleTrace, bool, list[str]]] = [
+        traces: list[tuple[RuleTrace, bool, _LeansOn]] = [
             self._trace(index, body) for index, body in enumerate(self._bodies) if body.rule == rule
         ]
         some_relevant = any(relevant for _, relevant, _ in traces)
-        leans_on: list[str] = []
+        leans_on: list[tuple[str, bool]] = []
         for trace, relevant, names in traces:
             if relevant or not some_relevant:
-                self._traces.append(trace)
-                leans_on += names
-        for name in leans_on:
-            self._tell_rule(name)
+                self._traces.append(replace(trace, negated=negated))
+                leans_on += [(name, not_ is not negated) for name, not_ in names]
+        for name, not_ in leans_on:
+            self._tell_rule(name, not_)
 
-    def _trace(self, index: int, body: Body) -> tuple[RuleTrace, bool, list[str]]:
+    def _trace(self, index: int, body: Body) -> tuple[RuleTrace, bool, _LeansOn]:
         """Return the trace, whether it concerns this input, and the rules it leans on."""
         if not body.expressions:
             leans_on = self._rules_in(body.head_stream[1:])
@@ -261,9 +272,9 @@ class _Teller:
         if reference is not None and end == len(stream):
             locals_[words[start - 2]] = reference.members() if runs else reference
 
-    def _rules_in(self, stream: Sequence[Any]) -> list[str]:
+    def _rules_in(self, stream: Sequence[Any]) -> _LeansOn:
         return [
-            token.text
+            (token.text, index > 0 and stream[index - 1].text == "not")
             for index, token in enumerate(stream)
             if token.kind == "name"
             and token.text in self._names

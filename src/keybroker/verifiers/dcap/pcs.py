@@ -12,9 +12,10 @@ import base64
 import binascii
 import re
 import ssl
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-import httpx
 import msgspec
 
 from keybroker.config.dcap import TcbUpdateType
@@ -23,6 +24,9 @@ from keybroker.verifiers.dcap.collateral import MAX_PART_BYTES, CollateralKey, C
 from keybroker.verifiers.dcap.roots import intel_root
 from keybroker.verifiers.dcap.source import SourceError
 from keybroker.verifiers.der import DerError, DerReader
+
+if TYPE_CHECKING:
+    import httpx
 
 #: Requests to one service at a time; one platform needs four.
 MAX_CONCURRENT_REQUESTS = 16
@@ -136,7 +140,10 @@ class PcsSource:
             await self._client.aclose()
             self._client = None
 
-    def _make_client(self) -> httpx.AsyncClient:
+    def _make_client(self) -> "httpx.AsyncClient":
+        # Imported where it is used: a broker that no such platform asks starts without it.
+        import httpx
+
         verify: ssl.SSLContext | bool = True
         if not self._verify_tls:
             verify = ssl.create_default_context()
@@ -150,13 +157,15 @@ class PcsSource:
             headers={"accept-encoding": "identity", "user-agent": "keybroker"},
         )
 
-    async def _get(self, client: httpx.AsyncClient, url: str) -> tuple[bytes, httpx.Headers]:
+    async def _get(self, client: "httpx.AsyncClient", url: str) -> "tuple[bytes, httpx.Headers]":
+        import httpx
+
         path = urlsplit(url).path
         try:
             async with self._slots, client.stream("GET", url) as response:
                 status = response.status_code
-                if status != httpx.codes.OK:
-                    busy = status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS
+                if status != HTTPStatus.OK:
+                    busy = status >= 500 or status == HTTPStatus.TOO_MANY_REQUESTS
                     raise SourceError(f"status {status} for {path}", unavailable=busy)
                 # undone, a compressed answer could be of any size
                 if response.headers.get("content-encoding", "identity") != "identity":
@@ -191,7 +200,7 @@ def _signed(body: bytes, type_: type[_TcbInfoAnswer] | type[_QeIdentityAnswer]) 
         raise SourceError("the answer is not a signed document of the service") from None
 
 
-def _chain(headers: httpx.Headers, *names: str) -> str:
+def _chain(headers: "httpx.Headers", *names: str) -> str:
     for name in names:
         value = headers.get(name)
         if value is not None and len(value) <= _MAX_CHAIN_CHARACTERS:

@@ -16,7 +16,6 @@ import binascii
 import logging
 import os
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keybroker.model.errors import ConfigError, StorageError, UnauthenticatedError
 from keybroker.storage.interface import KeyValueStore
+from keybroker.tokens.remembered import Remembered
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,9 @@ MAX_COOKIE_LENGTH = 1024
 
 #: Attested sessions remembered in memory by each worker; the storage holds all of them.
 REMEMBERED_SESSIONS = 4096
+
+#: Characters of their tokens: some 2,500 each for SNP, 25,000 for TDX with its event log.
+REMEMBERED_TOKEN_CHARS = 8 * 1024 * 1024
 
 #: Sealing keys held in memory: the current one, and those that open cookies still in flight.
 REMEMBERED_KEYS = 32
@@ -236,7 +239,9 @@ class Sessions:
         self._seal = CookieSeal(keys, _AAD, lifetime)
         self._records = records
         self.lifetime = lifetime
-        self._tokens: OrderedDict[str, str] = OrderedDict()
+        self._tokens: Remembered[str, str] = Remembered(
+            REMEMBERED_SESSIONS, REMEMBERED_TOKEN_CHARS
+        )
 
     async def issue(self, tee: str, nonce: str, hash_algorithm: str) -> tuple[Session, str]:
         """Start a session; return it with its sealed cookie value."""
@@ -263,14 +268,13 @@ class Sessions:
     async def token(self, session: Session) -> str | None:
         """Return the token of a session that has attested, or None."""
         key = session.record_key
-        known = self._tokens.get(key)
+        known = self._tokens.get(key, time.time())
         if known is not None:
-            self._tokens.move_to_end(key)
             return known
         raw = await self._records.get(key)
         if raw is None:
             return None
-        return self._remember(key, raw.decode("utf-8"))
+        return self._remember(session, raw.decode("utf-8"))
 
     async def attested(self, session: Session, token: str) -> str:
         """Keep the token of a session; return the one that is kept.
@@ -283,19 +287,17 @@ class Sessions:
             first = await self._records.get(key)
             if first is not None:
                 token = first.decode("utf-8")
-        return self._remember(key, token)
+        return self._remember(session, token)
 
-    def _remember(self, key: str, token: str) -> str:
-        self._tokens[key] = token
-        if len(self._tokens) > REMEMBERED_SESSIONS:
-            self._tokens.popitem(last=False)
+    def _remember(self, session: Session, token: str) -> str:
+        self._tokens.put(
+            session.record_key, token, expires_at=session.expires_at, weight=len(token)
+        )
         return token
 
     async def forget_expired(self) -> int:
         """Delete the records of sessions that have ended; return how many there were."""
         limit = f"{int(time.time()) - CLOCK_SKEW_SECONDS:010d}-"
-        for key in [key for key in self._tokens if key < limit]:
-            del self._tokens[key]
         return await self._records.delete_before(limit)
 
 

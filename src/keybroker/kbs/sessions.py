@@ -239,9 +239,7 @@ class Sessions:
         self._seal = CookieSeal(keys, _AAD, lifetime)
         self._records = records
         self.lifetime = lifetime
-        self._tokens: Remembered[str, str] = Remembered(
-            REMEMBERED_SESSIONS, REMEMBERED_TOKEN_CHARS
-        )
+        self._tokens: Remembered[str, str] = Remembered(REMEMBERED_SESSIONS, REMEMBERED_TOKEN_CHARS)
 
     async def issue(self, tee: str, nonce: str, hash_algorithm: str) -> tuple[Session, str]:
         """Start a session; return it with its sealed cookie value."""

@@ -1,15 +1,13 @@
 """The ASGI application of ``/kbs/v1``: finds the endpoint of a request, and answers errors."""
 
-import asyncio
 import logging
-import os
-import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from keybroker.api.exchange import BodyLimits, Headers, read_body, send
+from keybroker.api.face import Face
 from keybroker.api.kbs_v1.endpoints import Endpoints, Exchange, no_such_path
 from keybroker.api.metrics import Metrics
 from keybroker.key_transfer.errors import AccessError, LockedOutError
@@ -38,7 +36,7 @@ _ID = "{id}"
 _Endpoint = Callable[[Exchange], Awaitable[None]]
 
 
-class KeyTransferFace:
+class KeyTransferFace(Face):
     """The Trust Authority key broker over HTTP.
 
     Args:
@@ -58,7 +56,7 @@ class KeyTransferFace:
         max_attestations: int,
         pages: ASGIApp,
     ) -> None:
-        self._metrics = metrics
+        super().__init__(metrics)
         self._limits = limits
         self._pages = pages
         self._table = _table(Endpoints(key_transfer, max_attestations=max_attestations))
@@ -67,32 +65,8 @@ class KeyTransferFace:
         """Handle one request."""
         if scope["path"].removeprefix(PREFIX + "/") in _PAGES:
             await self._pages(scope, receive, out)
-            return
-        metrics = self._metrics
-        started = time.perf_counter()
-        metrics.requests.inc()
-        metrics.active.inc()
-        answered = False
-
-        async def noted(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await out(message)
-
-        try:
-            await self._dispatch(scope, receive, noted)
-        except KeybrokerError as error:
-            if not answered:
-                await _send_error(out, error)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            logger.exception("unexpected failure")
-            if not answered:
-                await _send_error(out, KeybrokerError("see the traceback above"))
-        finally:
-            metrics.active.dec()
-            metrics.duration.observe(time.perf_counter() - started)
+        else:
+            await super().__call__(scope, receive, out)
 
     async def _dispatch(self, scope: Scope, receive: Receive, out: Send) -> None:
         path, id_ = _path(scope)
@@ -105,6 +79,13 @@ class KeyTransferFace:
         body = await read_body(scope, receive, self._limits)
         self._metrics.request_size.observe(len(body))
         await endpoint(Exchange(scope, out, body, id_))
+
+    async def _refuse(self, out: Send, error: KeybrokerError, request_id: str) -> None:
+        await _send_error(out, error, request_id)
+
+    async def _fail(self, out: Send, request_id: str) -> None:
+        logger.exception("unexpected failure", extra={"request_id": request_id})
+        await _send_error(out, KeybrokerError("see the traceback above"), request_id)
 
 
 def _table(endpoints: Endpoints) -> Mapping[tuple[str, ...], Mapping[str, _Endpoint]]:
@@ -155,9 +136,8 @@ def _path(scope: Scope) -> tuple[tuple[str, ...], str]:
     return (segments[0], _ID, *segments[2:]), id_
 
 
-async def _send_error(out: Send, error: KeybrokerError) -> None:
+async def _send_error(out: Send, error: KeybrokerError, request_id: str) -> None:
     """Answer with an error in the original's form: the detail to the client, more to the log."""
-    request_id = os.urandom(8).hex()
     level = logging.ERROR if error.status >= 500 else logging.INFO
     logger.log(
         level,

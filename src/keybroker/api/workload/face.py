@@ -11,20 +11,14 @@ Below ``<prefix>/kbs/v0``::
     GET    key/<id>               cookie → the passphrase, encrypted
 """
 
-import asyncio
-import logging
-import os
-import re
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any, Final
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from keybroker.api.errors import send_error, send_internal_error
 from keybroker.api.exchange import (
     BodyLimits,
     header,
@@ -33,6 +27,7 @@ from keybroker.api.exchange import (
     send,
     send_json,
 )
+from keybroker.api.face import Face, segments_below
 from keybroker.api.metrics import Metrics
 from keybroker.kbs.admin import AdminAccess
 from keybroker.kbs.sessions import SessionError
@@ -47,19 +42,11 @@ from keybroker.workloads.service import WorkloadService
 from keybroker.workloads.sessions import SESSION_COOKIE, WorkloadSession
 from keybroker.workloads.store import RegisteredWorkload
 
-logger = logging.getLogger(__name__)
-
 #: Behind the prefix; clients put it behind their server URL.
 API_PATH: Final = "/kbs/v0"
 
 #: Guests read the answer to ``attest`` into a buffer of 200 bytes.
 MAX_ATTEST_ERROR_BYTES: Final = 199
-
-#: Longer than any path of the API.
-_MAX_PATH_LENGTH = 1024
-
-#: Segments that are neither empty nor ``.`` nor ``..``, of visible ASCII without escapes.
-_SEGMENTS = re.compile(rb"(?:/(?!\.{1,2}(?:/|$))[!-$&-.0-~]+)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +61,7 @@ class _Exchange:
     body: bytes
 
 
-class WorkloadFace:
+class WorkloadFace(Face):
     """Registered workloads over HTTP.
 
     Args:
@@ -100,7 +87,7 @@ class WorkloadFace:
     ) -> None:
         self._service = service
         self._admin = admin
-        self._metrics = metrics
+        super().__init__(metrics)
         self._limits = limits
         self._open_registration = open_registration
         self._base = (prefix + API_PATH).encode("ascii")
@@ -115,60 +102,14 @@ class WorkloadFace:
             "key": self._key,
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, out: Send) -> None:
-        """Handle one request."""
-        metrics = self._metrics
-        started = time.perf_counter()
-        metrics.requests.inc()
-        metrics.active.inc()
-        answered = False
-
-        async def counted(message: Message) -> None:
-            nonlocal answered
-            if message["type"] == "http.response.start":
-                answered = True
-            else:
-                metrics.response_size.observe(len(message.get("body", b"")))
-            await out(message)
-
-        try:
-            await self._dispatch(scope, receive, counted)
-        except KeybrokerError as error:
-            if not answered:
-                await send_error(counted, error, request_id=_request_id())
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            if not answered:
-                await send_internal_error(counted, _request_id())
-        finally:
-            metrics.active.dec()
-            metrics.duration.observe(time.perf_counter() - started)
-
     async def _dispatch(self, scope: Scope, receive: Receive, out: Send) -> None:
-        name, *rest = self._segments(scope)
+        name, *rest = segments_below(scope, self._base)
         endpoint = self._endpoints.get(name)
         body = await read_body(scope, receive, self._limits)
         self._metrics.request_size.observe(len(body))
         if endpoint is None:
             raise NotFoundError("no such endpoint", detail="no such path")
         await endpoint(_Exchange(scope, out, scope["method"], name, tuple(rest), body))
-
-    def _segments(self, scope: Scope) -> list[str]:
-        """Take the path apart as it was sent.
-
-        No name of the API needs an escape, so an escaped path is a trick or a mistake: there is
-        nothing under it.
-        """
-        raw: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogateescape")
-        relative = raw[len(self._base) :]
-        if (
-            len(raw) > _MAX_PATH_LENGTH
-            or not raw.startswith(self._base)
-            or not _SEGMENTS.fullmatch(relative)
-        ):
-            raise NotFoundError("a path that no name of the API makes", detail="no such path")
-        return relative.decode("ascii").split("/")[1:]
 
     async def _register(self, exchange: _Exchange) -> None:
         _only(exchange, "POST", path_length=0)
@@ -273,7 +214,3 @@ def _short_detail(error: KeybrokerError) -> str:
     while len(msgspec.json.encode(detail)) - len('""') > room:
         detail = detail[:-1]
     return detail
-
-
-def _request_id() -> str:
-    return os.urandom(8).hex()

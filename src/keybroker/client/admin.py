@@ -9,10 +9,10 @@ Example::
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from keybroker.client.administration import Administration
+from keybroker.client.closing import AsyncClosing, Closing
 from keybroker.client.explanation import Explanation
 from keybroker.client.transport import ANSWER_TIMEOUT, AsyncTransport, Transport
 
@@ -20,7 +20,7 @@ from keybroker.client.transport import ANSWER_TIMEOUT, AsyncTransport, Transport
 DEFAULT_POLICY_ID = "default_cpu"
 
 
-class AdminClient:
+class AdminClient(Closing):
     """An administrator's client that blocks; use it as a context manager.
 
     Every method raises UnauthenticatedError without a valid token, DeniedError where the token's
@@ -113,19 +113,8 @@ class AdminClient:
         """Close the connections."""
         self._transport.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class AsyncAdminClient:
+class AsyncAdminClient(AsyncClosing):
     """An administrator's client for asyncio; methods and errors are :class:`AdminClient`'s."""
 
     def __init__(
@@ -194,14 +183,3 @@ class AsyncAdminClient:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()

@@ -12,11 +12,11 @@ passed as ``token`` together with the TEE key that it was made out for.
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from keybroker.client.attesters.detect import detect, detect_devices
 from keybroker.client.attesters.interface import Attester
+from keybroker.client.closing import AsyncClosing, Closing
 from keybroker.client.errors import InputError, UnauthenticatedError
 from keybroker.client.exchange import JSON_TYPE, Call, Operation, call, quote
 from keybroker.client.handshake import (
@@ -128,7 +128,7 @@ class _Guest:
         return self.tee_key.open_response(answer.content)
 
 
-class GuestClient:
+class GuestClient(Closing):
     """A guest's client that blocks; use it as a context manager, from one thread at a time."""
 
     def __init__(
@@ -196,19 +196,8 @@ class GuestClient:
         """Close the connections."""
         self._transport.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class AsyncGuestClient:
+class AsyncGuestClient(AsyncClosing):
     """A guest's client for asyncio; arguments, results and errors are :class:`GuestClient`'s."""
 
     def __init__(
@@ -242,14 +231,3 @@ class AsyncGuestClient:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()

@@ -19,13 +19,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from keybroker import __version__
 from keybroker.client.attesters.interface import Attester
+from keybroker.client.closing import Closing
 from keybroker.client.errors import (
     ConnectionFailedError,
     InputError,
@@ -51,7 +51,7 @@ _PEM = "application/x-pem-file"
 _SUCCESS = (200, 201, 204)
 
 
-class _Client:
+class _Client(Closing):
     """A connection to one broker; use it as a context manager."""
 
     def __init__(
@@ -85,17 +85,6 @@ class _Client:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _call(
         self,

@@ -8,12 +8,12 @@ import asyncio
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
 from keybroker import __version__
+from keybroker.client.closing import AsyncClosing, Closing
 from keybroker.client.errors import (
     ClientError,
     ConnectionFailedError,
@@ -57,7 +57,7 @@ def tls_context(root_certs: Sequence[Path | str] = ()) -> ssl.SSLContext:
     return context
 
 
-class Transport:
+class Transport(Closing):
     """Runs operations against one broker, waiting for each answer."""
 
     def __init__(
@@ -101,19 +101,8 @@ class Transport:
         """Close the connections."""
         self._http.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class AsyncTransport:
+class AsyncTransport(AsyncClosing):
     """Runs operations against one broker on the running event loop."""
 
     def __init__(
@@ -153,17 +142,6 @@ class AsyncTransport:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 def _base_url(url: str) -> str:

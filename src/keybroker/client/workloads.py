@@ -10,12 +10,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from urllib.parse import quote as percent_encode
 
 import msgspec
 
+from keybroker.client.closing import AsyncClosing, Closing
 from keybroker.client.errors import ProtocolError
 from keybroker.client.exchange import JSON_TYPE, Answer, Call, Operation, call
 from keybroker.client.transport import ANSWER_TIMEOUT, AsyncTransport, Transport
@@ -83,7 +82,7 @@ def _parse(answer: Answer, type_: type[_Listing]) -> _Listing:
         raise ProtocolError(f"the list of workloads is malformed: {error.detail}") from None
 
 
-class WorkloadClient:
+class WorkloadClient(Closing):
     """A client that blocks; use it as a context manager.
 
     Every method raises UnauthenticatedError without a valid token, DeniedError where the token's
@@ -144,19 +143,8 @@ class WorkloadClient:
         """Close the connections."""
         self._transport.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class AsyncWorkloadClient:
+class AsyncWorkloadClient(AsyncClosing):
     """The twin of :class:`WorkloadClient` for asyncio."""
 
     def __init__(
@@ -190,14 +178,3 @@ class AsyncWorkloadClient:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()

@@ -1,5 +1,7 @@
 """Lock-out, permissions, expiry and the start from kbs.env, over HTTPS."""
 
+import asyncio
+import contextlib
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,19 @@ from tests.key_transfer.key_servers import KmipServer, free_port
 from tests.key_transfer.wire import PASSWORD, USER, Admin, HeldKey, transfer
 
 from keybroker.api.certificates import self_signed
+from keybroker.config.kbs import KbsConfig
+from keybroker.config.key_transfer import LockoutConfig
+from keybroker.config.loader import load_config
+from keybroker.key_transfer.access import Access
+from keybroker.key_transfer.errors import AccessError
+from keybroker.key_transfer.lockout import Lockout
+from keybroker.key_transfer.passwords import Passwords
 from keybroker.key_transfer.permissions import ALL_PERMISSIONS
+from keybroker.key_transfer.service import LOCKOUTS, SECRETS, USERNAMES, USERS
+from keybroker.key_transfer.users import UserStore
+from keybroker.storage.memory import MemoryStore
+from keybroker.storage.provider import open_configured_storage
+from keybroker.tokens.signer import TokenSigner
 
 NIL = "00000000-0000-0000-0000-000000000001"
 
@@ -145,31 +159,50 @@ def test_a_token_ends_with_its_time_its_user_and_its_password(secure_kbs: StartK
     assert user.login("somebody", "a new password").status_code == 401
 
 
-async def test_an_expired_token_is_refused() -> None:
-    from keybroker.config.key_transfer import LockoutConfig
-    from keybroker.key_transfer.access import Access
-    from keybroker.key_transfer.errors import AccessError
-    from keybroker.key_transfer.lockout import Lockout
-    from keybroker.key_transfer.passwords import Passwords
-    from keybroker.key_transfer.users import UserStore
-    from keybroker.storage.memory import MemoryStore
-    from keybroker.tokens.signer import TokenSigner
+async def expired_token(broker: RunningBroker) -> str:
+    """Make a token as the broker does, with its own key, that ended a second ago."""
+    config = load_config(broker.directory / "config.json", KbsConfig)
+    async with contextlib.AsyncExitStack() as stack:
+        storage = open_configured_storage(config)
+        stack.push_async_callback(storage.close)
+        passwords = Passwords()
+        stack.callback(passwords.close)
+        users = UserStore(
+            await storage.namespace(USERS), await storage.namespace(USERNAMES), passwords
+        )
+        signer = await TokenSigner.create(None, await storage.namespace(SECRETS))
+        lockout = Lockout(await storage.namespace(LOCKOUTS), LockoutConfig())
+        access = Access(users, passwords, lockout, signer, token_seconds=-1)
+        return await access.issue_token(USER, PASSWORD)
 
+
+def test_an_expired_token_is_refused(secure_kbs: StartKbs) -> None:
+    admin = secure_kbs()
+    assert admin.call("GET", "keys").status_code == 200
+    expired = asyncio.run(expired_token(admin.broker))
+    headers = {"authorization": f"Bearer {expired}"}
+    answer = admin.http.get("/kbs/v1/keys", headers={"accept": "application/json", **headers})
+    assert answer.status_code == 401
+    admin.broker.wait_for_log("expired")
+    # The key is the broker's: a token of the same key that has not ended is let in.
+    own = admin.http.get(
+        "/kbs/v1/keys",
+        headers={"accept": "application/json", "authorization": f"Bearer {admin.token}"},
+    )
+    assert own.status_code == 200
+
+
+async def test_a_token_of_another_broker_is_refused() -> None:
     passwords = Passwords()
     users = UserStore(MemoryStore(), MemoryStore(), passwords)
     await users.create("somebody", "a long password", ["keys:search"])
-    signer = await TokenSigner.create(None, None)
     lockout = Lockout(MemoryStore(), LockoutConfig())
-    expired = Access(users, passwords, lockout, signer, token_seconds=-1)
-    token = await expired.issue_token("somebody", "a long password")
-    valid = Access(users, passwords, lockout, signer, token_seconds=60)
-    with pytest.raises(AccessError):
-        await valid.require(f"Bearer {token}", "keys:search")
-    token = await valid.issue_token("somebody", "a long password")
-    assert (await valid.require(f"Bearer {token}", "keys:search")).username == "somebody"
-    other = Access(
-        users, passwords, lockout, await TokenSigner.create(None, None), token_seconds=60
-    )
+    one, other = [
+        Access(users, passwords, lockout, await TokenSigner.create(None, None), token_seconds=60)
+        for _ in range(2)
+    ]
+    token = await one.issue_token("somebody", "a long password")
+    assert (await one.require(f"Bearer {token}", "keys:search")).username == "somebody"
     with pytest.raises(AccessError):
         await other.require(f"Bearer {token}", "keys:search")
     passwords.close()

@@ -27,7 +27,16 @@ from tests.key_transfer.key_servers import (
     openbao_server,
     pykmip_server,
 )
-from tests.key_transfer.wire import Admin, HeldKey, b64
+from tests.key_transfer.trust_authority_service import TrustAuthorityService
+from tests.key_transfer.wire import Admin, HeldKey, b64, transfer
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrustAuthorityService]:
+    """What signs attestation results that the brokers believe."""
+    with TrustAuthorityService(tmp_path_factory.mktemp("ita"), "v2", "PS384") as service:
+        yield service
+
 
 MANAGERS = ["local", "kmip-1.4", "kmip-2.0", "vault-1", "vault-2"]
 
@@ -95,6 +104,48 @@ def test_keys_are_made_registered_wrapped_and_deleted(
     assert admin.call("GET", "keys").json() == []
     assert own.hex() not in admin.broker.log_text
     assert b64(own) not in admin.broker.log_text
+
+
+@pytest.mark.parametrize("name", MANAGERS)
+def test_keys_of_every_manager_are_transferred_to_what_the_policy_names(
+    name: str,
+    request: pytest.FixtureRequest,
+    start_kbs: StartKbs,
+    authority: TrustAuthorityService,
+    held: HeldKey,
+) -> None:
+    admin = start_kbs(
+        key_manager=manager_table(name, request), trust_authority=authority.table(api=False)
+    )
+    mrtd = "cf" * 48
+    policy = admin.policy({"attestation_type": "TDX", "tdx": {"attributes": {"mrtd": [mrtd]}}})
+    own_aes, own_rsa = os.urandom(32), rsa.generate_private_key(65537, 2048)
+    aes = admin.key(policy, algorithm="AES", key_length=256, key_data=b64(own_aes))
+    registered = {"key_length": 2048, "key_data": private_pem(own_rsa)}
+    keys = {
+        "AES": aes,
+        "RSA": admin.key(policy, algorithm="RSA", **registered),
+        "made": admin.key(policy, algorithm="RSA", key_length=2048),
+    }
+    good = {"tdx_mrtd": mrtd, "attester_held_data": b64(held.user_data("TDX"))}
+    released = {}
+    for kind, key in keys.items():
+        token = authority.token("TDX", good)
+        answer = transfer(admin.http, key["id"], json={"attestation_token": token})
+        assert answer.status_code == 200, answer.text
+        released[kind] = held.unwrap(answer.json())
+        token = authority.token("TDX", {**good, "tdx_mrtd": "00" * 48})
+        answer = transfer(admin.http, key["id"], json={"attestation_token": token})
+        assert answer.status_code == 401
+    assert released["AES"] == own_aes
+    unwrapped = load_der_private_key(released["RSA"], None)
+    assert unwrapped.private_numbers() == own_rsa.private_numbers()  # type: ignore[union-attr]
+    assert released["made"] == admin.wrap(keys["made"]["id"], held)
+    for key in keys.values():
+        assert admin.call("DELETE", f"keys/{key['id']}").status_code == 204
+        token = authority.token("TDX", good)
+        answer = transfer(admin.http, key["id"], json={"attestation_token": token})
+        assert answer.status_code == 404
 
 
 def test_nothing_is_left_on_the_servers(

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import signal
-import subprocess
+import subprocess  # nosec B404
 import sys
 import tempfile
 import threading
@@ -159,7 +159,7 @@ def _step(text: str) -> None:
 @contextmanager
 def _broker(home: Path, root: Path) -> Iterator[str]:
     arguments = ["up", "--home", str(home), "--listen", "127.0.0.1:0", "--snp-root", str(root)]
-    process = subprocess.Popen(  # noqa: S603 - our own command
+    process = subprocess.Popen(  # noqa: S603 # nosec B603 - our own command
         [sys.executable, "-m", "keybroker.cli.main", *arguments],
         stdout=subprocess.PIPE,
         stderr=(home.parent / "broker.log").open("wb"),
@@ -179,7 +179,8 @@ def _broker(home: Path, root: Path) -> Iterator[str]:
 
 
 def _listening(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
+    if process.stdout is None:
+        raise RuntimeError("the broker has no output")
     timer = threading.Timer(START_SECONDS, process.kill)
     timer.start()
     try:

@@ -108,7 +108,7 @@ class Endpoints:
         """``POST /attest``: Attestation and cookie → token."""
         _only_post(exchange)
         self._metrics.attestation_requests.inc()
-        value = cookie(exchange.scope, SESSION_COOKIE)
+        value = cookie(exchange.scope, SESSION_COOKIE) or ""
         try:
             session = await self._broker.open_session(value)
             attestation = parse_attestation(parse_json(exchange.body))
@@ -126,7 +126,6 @@ class Endpoints:
                 self._metrics.attestation_errors.inc()
                 raise
             self._metrics.attestation_successes.labels(session.tee).inc()
-        assert value is not None
         await send_json(
             exchange.out, {"token": token}, [_set_cookie(session, value, secure=exchange.secure)]
         )

@@ -11,14 +11,12 @@ Specification: Intel PCCS Design Guide, section 3; Intel PCS API, version 4.
 
 import gzip
 import ssl
-import threading
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, quote, urlsplit
 
+from keybroker.softtee.http_service import SoftwareService, answer
 from keybroker.softtee.intel import SoftwareCollateral, SoftwareIntel, Terms
 from keybroker.softtee.intel_quote import SoftwareIntelPlatform
 
@@ -42,14 +40,11 @@ class Behaviour(StrEnum):
     NO_CHAIN = "documents without their issuer chains"
 
 
-class SoftwarePccs:
-    """A service for some machines. A context manager; listens while it is entered.
+class SoftwarePccs(SoftwareService[Behaviour]):
+    """A service for some machines.
 
     Attributes:
-        behaviour: how it answers from now on.
         terms: what its collateral says from now on.
-        requests: the paths with query that it was asked for, in order.
-        asked: set by the first request.
     """
 
     def __init__(
@@ -68,95 +63,39 @@ class SoftwarePccs:
             terms: what it says; default: that all is well.
             tls: serve HTTPS with this certificate.
         """
-        self.behaviour = Behaviour.HONEST
+        super().__init__(Behaviour.HONEST, tls=tls)
         self.terms = terms if terms is not None else Terms()
-        self.requests: list[str] = []
-        self.asked = threading.Event()
         self._intel = intel
         self._platforms = {(p.fmspc, p.ca): p for p in platforms}
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
         self._made: dict[tuple[object, ...], SoftwareCollateral] = {}
-        service = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                service._handle(self)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Say nothing: the requests are counted."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._scheme = "http"
-        if tls is not None:
-            self._scheme = "https"
-            # each handshake in the thread of its connection: a client may break one off
-            self._server.socket = tls.wrap_socket(
-                self._server.socket, server_side=True, do_handshake_on_connect=False
-            )
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        )
 
     @property
     def url(self) -> str:
         """The address, as it stands in a configuration."""
-        return f"{self._scheme}://127.0.0.1:{self._server.server_port}/sgx/certification/v4/"
+        return f"{super().url}/sgx/certification/v4/"
 
     def asked_for(self, part: str) -> int:
         """Count the requests for ``tcb``, ``qe/identity``, ``pckcrl`` or ``rootcacrl``."""
         with self._lock:
             return sum(urlsplit(path).path.endswith(f"/{part}") for path in self.requests)
 
-    def __enter__(self) -> "SoftwarePccs":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Stop listening; what is held open is closed."""
-        if not self._closing.is_set():
-            self._closing.set()
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
-
-    def _handle(self, handler: BaseHTTPRequestHandler) -> None:
-        with self._lock:
-            self.requests.append(handler.path)
-            self.asked.set()
-            behaviour = self.behaviour
-        if self._closing.is_set():
-            # a connection that was kept open ends with the service
-            handler.close_connection = True
-            return
+    def _respond(self, handler: BaseHTTPRequestHandler, behaviour: Behaviour) -> None:
         match behaviour:
             case Behaviour.HANG:
-                self._closing.wait()
-                handler.close_connection = True
+                self._hang(handler)
             case Behaviour.ERROR:
-                _answer(handler, 500, b"")
+                answer(handler, 500, b"")
             case Behaviour.NOT_FOUND:
-                _answer(handler, 404, b"No cache data for this platform.")
+                answer(handler, 404, b"No cache data for this platform.")
             case Behaviour.HTML:
-                _answer(handler, 200, b"<html><body>Please log in</body></html>")
+                answer(handler, 200, b"<html><body>Please log in</body></html>")
             case Behaviour.HUGE:
-                _answer(handler, 200, b" " * _HUGE_BYTES)
+                answer(handler, 200, b" " * _HUGE_BYTES)
             case Behaviour.BOMB:
                 bomb = gzip.compress(bytes(_HUGE_BYTES))
-                _answer(handler, 200, bomb, {"Content-Encoding": "gzip"})
+                answer(handler, 200, bomb, {"Content-Encoding": "gzip"})
             case Behaviour.REDIRECT:
-                _answer(handler, 302, b"", {"Location": handler.path})
+                answer(handler, 302, b"", {"Location": handler.path})
             case _:
                 self._answer_truly(handler, behaviour)
 
@@ -165,16 +104,16 @@ class SoftwarePccs:
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         parts = url.path.strip("/").split("/", 3)
         if len(parts) != 4 or parts[1:3] != ["certification", "v4"]:
-            _answer(handler, 404, b"")
+            answer(handler, 404, b"")
             return
         tee, part = parts[0], parts[3]
         with self._lock:
             found = self._part(tee, part, query, behaviour)
         if found is None:
-            _answer(handler, 404, b"No cache data for this platform.")
+            answer(handler, 404, b"No cache data for this platform.")
         else:
             body, headers = found
-            _answer(handler, 200, body, {} if behaviour is Behaviour.NO_CHAIN else headers)
+            answer(handler, 200, body, {} if behaviour is Behaviour.NO_CHAIN else headers)
 
     def _part(
         self, tee: str, part: str, query: Mapping[str, str], behaviour: Behaviour
@@ -225,18 +164,3 @@ class SoftwarePccs:
                 platform = intel.platform(fmspc=other, ca=platform.ca)
             self._made[name] = intel.collateral(platform, tee, self.terms)
         return self._made[name]
-
-
-def _answer(
-    handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None
-) -> None:
-    try:
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(body)))
-        for name, value in (headers or {}).items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(body)
-    except (BrokenPipeError, ConnectionResetError):
-        # an asker that stops reading a huge answer does what it should
-        handler.close_connection = True

@@ -11,15 +11,13 @@ Specification: AMD 57230, VCEK Certificate and KDS Interface, section 4.
 
 import gzip
 import re
-import threading
 from collections.abc import Iterable
 from enum import StrEnum
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 from keybroker.softtee.certificates import PatchLevels, pem
+from keybroker.softtee.http_service import SoftwareService, answer
 from keybroker.softtee.snp import SoftwareSnpPlatform
 
 _VCEK_PATH = re.compile(r"/vcek/v1/(Milan|Genoa|Turin)/([0-9a-fA-F]{16}|[0-9a-fA-F]{128})")
@@ -44,91 +42,40 @@ class Behaviour(StrEnum):
     REDIRECT = "a redirection to itself"
 
 
-class SoftwareKds:
-    """A service for some platforms. A context manager; listens while it is entered.
-
-    Attributes:
-        behaviour: how it answers from now on.
-        requests: the paths that it was asked for, in order.
-        asked: set when it has been asked for anything.
-    """
+class SoftwareKds(SoftwareService[Behaviour]):
+    """A service for some platforms."""
 
     def __init__(self, platforms: Iterable[SoftwareSnpPlatform]) -> None:
-        self.behaviour = Behaviour.HONEST
-        self.requests: list[str] = []
-        self.asked = threading.Event()
+        super().__init__(Behaviour.HONEST)
         self._platforms = tuple(platforms)
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        service = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                service._handle(self)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Say nothing: the requests are counted."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        )
-
-    @property
-    def url(self) -> str:
-        """The base URL."""
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "SoftwareKds":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def _handle(self, handler: BaseHTTPRequestHandler) -> None:
-        with self._lock:
-            self.requests.append(handler.path)
-            behaviour = self.behaviour
-        self.asked.set()
+    def _respond(self, handler: BaseHTTPRequestHandler, behaviour: Behaviour) -> None:
         match behaviour:
             case Behaviour.HANG:
-                self._closing.wait()
-                handler.close_connection = True
+                self._hang(handler)
             case Behaviour.ERROR:
-                _answer(handler, 500, b"")
+                answer(handler, 500, b"")
             case Behaviour.BUSY:
-                _answer(handler, 429, b"")
+                answer(handler, 429, b"")
             case Behaviour.NOT_FOUND:
-                _answer(handler, 404, b"")
+                answer(handler, 404, b"")
             case Behaviour.GARBAGE:
-                _answer(handler, 200, b"<html>not a certificate</html>")
+                answer(handler, 200, b"<html>not a certificate</html>")
             case Behaviour.HUGE:
-                _answer(handler, 200, bytes(_HUGE_BYTES))
+                answer(handler, 200, bytes(_HUGE_BYTES))
             case Behaviour.REDIRECT:
-                _answer(handler, 302, b"", {"Location": self.url + handler.path})
+                answer(handler, 302, b"", {"Location": self.url + handler.path})
             case _:
                 self._answer_truly(handler, behaviour)
 
     def _answer_truly(self, handler: BaseHTTPRequestHandler, behaviour: Behaviour) -> None:
         found = self._certificate(handler.path, lie=behaviour is Behaviour.LIE)
         if found is None:
-            _answer(handler, 404, b"")
+            answer(handler, 404, b"")
         elif behaviour is Behaviour.COMPRESSED:
-            _answer(handler, 200, gzip.compress(found), {"Content-Encoding": "gzip"})
+            answer(handler, 200, gzip.compress(found), {"Content-Encoding": "gzip"})
         else:
-            _answer(handler, 200, found)
+            answer(handler, 200, found)
 
     def _certificate(self, target: str, *, lie: bool) -> bytes | None:
         url = urlsplit(target)
@@ -154,18 +101,3 @@ class SoftwareKds:
                 with self._lock:
                     return platform.vek("vcek", chip_id=chip_id, tcb=tcb).certificate
         return None
-
-
-def _answer(
-    handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None
-) -> None:
-    try:
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(body)))
-        for name, value in (headers or {}).items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(body)
-    except (BrokenPipeError, ConnectionResetError):
-        # an asker that stops reading a huge answer does what it should
-        handler.close_connection = True

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
 
 #: A broker answers within a second; a machine that runs other tests meanwhile is given more.
 START_SECONDS = 30.0

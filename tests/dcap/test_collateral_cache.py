@@ -171,13 +171,14 @@ async def test_a_service_that_misbehaves_is_told_to_the_administrator_alone(
     assert kept == []
 
     # the next guests are answered at once, and the service is not asked again and again
-    asked = len(pccs.requests)
     start = time.monotonic()
     for _ in range(20):
         with pytest.raises(EvidenceError):
             await cache.get(key_of(platform))
     assert time.monotonic() - start < 0.5
-    assert len(pccs.requests) == asked
+    # what the first failure cancelled may still arrive
+    parts = ("tcb", "qe/identity", "pckcrl", "rootcacrl")
+    assert max(pccs.asked_for(part) for part in parts) == 1
 
 
 async def test_a_repaired_service_is_used_and_the_broker_is_ready_again(

@@ -156,3 +156,39 @@ def test_the_environment_names_the_file(
     path.write_text(_CARELESS)
     monkeypatch.setenv("KBS_CONFIG_FILE", str(path))
     assert main(["check-config"]) == 0
+
+
+_FURTHER_FACES = """
+[key_transfer]
+admin_username = "keeper"
+admin_password = "a long password"
+key_manager = { type = "vault", url = "https://vault:8200", token = "vault's token" }
+[key_transfer.trust_authority]
+api_key = "c2VjcmV0"
+[workloads]
+open_registration = true
+allow_debug = true
+socket = "127.0.0.1:8090"
+"""
+
+
+def test_further_faces_are_told_too_but_none_of_their_secrets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    self_signed(tmp_path, ["localhost"])
+    make_key_file(tmp_path / "master.key")
+    text = _GOOD.format(directory=tmp_path) + _FURTHER_FACES
+    code, said = _checked(tmp_path, text, capsys)
+    assert code == 0, said
+    for sentence in (
+        "keys are kept by vault",
+        "of Trust Authority at https://portal",
+        "evidence of SGX and TDX is sent to https://api",
+        "below /workload, and on 127.0.0.1:8090",
+        "registered by everybody",
+        "workloads.open_registration",
+        "workloads.allow_debug",
+    ):
+        assert sentence in said
+    for secret in ("a long password", "vault's token", "c2VjcmV0"):
+        assert secret not in said

@@ -16,9 +16,11 @@ from keybroker.config.attestation import (
 )
 from keybroker.config.http_server import TlsProfile
 from keybroker.config.kbs import KbsConfig
+from keybroker.config.key_transfer import KeyTransferConfig
 from keybroker.config.plugins import KvStorageConfig, PluginConfig, ResourcePluginConfig
 from keybroker.config.storage import KeySource, StorageType
 from keybroker.config.verifiers import KdsSourceConfig, VerifierConfig
+from keybroker.config.workloads import WorkloadsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ def review(config: KbsConfig) -> Review:
         "plugins": [_plugin(plugin) for plugin in config.plugins] or ["none"],
         "service": list(_service(config)),
     }
+    if config.key_transfer is not None:
+        facts["key transfer"] = list(_key_transfer(config.key_transfer))
+    if config.workloads is not None:
+        facts["workloads"] = list(_workloads(config.workloads))
     return Review(facts, list(_warnings(config)), list(_problems(config)))
 
 
@@ -193,7 +199,6 @@ def _verifiers(config: VerifierConfig) -> Iterator[str]:
     yield from (f"TDX and SGX: also trusts the root in {root}" for root in dcap.extra_trusted_roots)
     if config.sample_verifier.enabled:
         yield "sample evidence, which proves nothing, is taken too"
-    yield f"TPM: attestation keys in {config.tpm_verifier.trusted_ak_keys_dir}"
 
 
 def _extra_roots(config: VerifierConfig) -> Iterator[tuple[str, str]]:
@@ -231,6 +236,27 @@ def _service(config: KbsConfig) -> Iterator[str]:
     yield f"log from level {config.log.level.value}, format {config.log.format.value}"
 
 
+def _key_transfer(config: KeyTransferConfig) -> Iterator[str]:
+    yield f"on /kbs/v1; keys are kept by {config.key_manager.__struct_config__.tag}"
+    authority = config.trust_authority
+    yield "tokens of the broker's own attestation service" + (
+        f", and of Trust Authority at {authority.portal_url}"
+        if authority is not None and authority.portal_url
+        else ""
+    )
+    if authority is not None and authority.api_key is not None:
+        yield f"evidence of SGX and TDX is sent to {authority.api_url}"
+    yield (
+        f"{config.lockout.max_attempts} wrong passwords within {config.lockout.interval_minutes}"
+        f" minutes lock a user out for {config.lockout.lockout_minutes}"
+    )
+
+
+def _workloads(config: WorkloadsConfig) -> Iterator[str]:
+    yield f"below {config.prefix}" + (f", and on {config.socket}" if config.socket else "")
+    yield f"registered by {'everybody' if config.open_registration else 'administrators'}"
+
+
 def _warnings(config: KbsConfig) -> Iterator[str]:
     http, token = config.http_server, config.attestation_token
     if http.insecure_http:
@@ -253,6 +279,10 @@ def _warnings(config: KbsConfig) -> Iterator[str]:
         yield "encryption.accept_plaintext: who can write to the storage can plant values"
     if config.release.allow_rsa1_5:
         yield "release.allow_rsa1_5: RSA1_5 padding is known to be weak"
+    if config.workloads is not None and config.workloads.open_registration:
+        yield "workloads.open_registration: everybody can register, and replace those of others"
+    if config.workloads is not None and config.workloads.allow_debug:
+        yield "workloads.allow_debug: hosts can read the passphrases of guests that they may debug"
     if isinstance(config.attestation, BuiltInAttestationConfig):
         verifiers = config.attestation.verifier_config
         for key, root in _extra_roots(verifiers):
@@ -260,7 +290,7 @@ def _warnings(config: KbsConfig) -> Iterator[str]:
         if verifiers.dcap_verifier.use_secure_cert is False:
             yield "verifier_config.dcap_verifier: the collateral service's TLS is not verified"
     if not config.plugins:
-        yield "plugins: none, so this broker serves no secret"
+        yield "plugins: none, so this broker serves no secret on /kbs/v0"
 
 
 def _problems(config: KbsConfig) -> Iterator[str]:

@@ -18,7 +18,6 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -317,8 +316,3 @@ def read_session_secret(path: str) -> bytes:
     if len(raw) < _KEY_BYTES:
         raise ConfigError(f"session.key_file {path}: fewer than {_KEY_BYTES} bytes")
     return raw
-
-
-def as_claims(session: Session) -> dict[str, Any]:
-    """Say of a session what may be logged: neither the nonce nor the cookie."""
-    return {"session": session.id.hex()[:8], "tee": session.tee, "expires_at": session.expires_at}

@@ -29,7 +29,6 @@ from keybroker.model.errors import EvidenceError
 from keybroker.workloads.sev_policy import SevPolicy
 
 KEY_BYTES: Final = 16
-DIGEST_BYTES: Final = 32
 _IV_BYTES: Final = 16
 _NONCE_BYTES: Final = 16
 
